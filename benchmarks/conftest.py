@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options, ceilings, progress, and what the JSON says about the machine. `benchmarks/run.py` passes the options."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+import torch
+
+from .machine import commit, machine_info
+from .measure import ENVIRONMENT, Options, ceilings
+from .peers import FAMILIES
+
+CEILINGS = pytest.StashKey[dict[str, float]]()
+LOAD = pytest.StashKey[tuple[float, ...]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("swin_fast benchmarks")
+    group.addoption("--backend", default="cpu", help="backend of swin_fast that is measured")
+    group.addoption("--peers", default=",".join(FAMILIES), help="families of peers, by comma")
+    group.addoption("--budget", type=float, default=10.0, help="CPU seconds of timed rounds per row")
+    group.addoption("--quick", action="store_true", help="the shifted first stages alone")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        dropped = [item for item in items if not is_quick(item)]
+        items[:] = [item for item in items if item not in dropped]
+        config.hook.pytest_deselected(items=dropped)
+
+
+def is_quick(item: pytest.Item) -> bool:
+    row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
+    return row is None or row.quick
+
+
+@pytest.fixture(scope="session")
+def options(request: pytest.FixtureRequest) -> Options:
+    config = request.config
+    return Options(
+        backend=config.getoption("--backend"),
+        families=tuple(config.getoption("--peers").split(",")),
+        budget=config.getoption("--budget"),
+        least_rounds=3 if config.getoption("--quick") else 7,
+    )
+
+
+@pytest.fixture(scope="session", name="ceilings")
+def ceilings_fixture(request: pytest.FixtureRequest) -> dict[str, float]:
+    """Measured once per run. Refuses an environment in which the numbers would mean something else."""
+    wrong = {name: os.environ.get(name) for name, value in ENVIRONMENT.items() if os.environ.get(name) != value}
+    if wrong:
+        pytest.fail(f"the environment is not the measuring one: {wrong}; start with `python -m benchmarks.run`")
+    torch.set_num_threads(1)
+    request.config.stash[LOAD] = os.getloadavg()[:1]
+    found = ceilings()
+    request.config.stash[CEILINGS] = found
+    print("\nceilings:", ", ".join(f"{name} {value:g}" for name, value in found.items()), flush=True)
+    return found
+
+
+class Progress:
+    """One line per row on the screen, written as the row advances."""
+
+    def __init__(self, title: str) -> None:
+        print(f"\n{title} ", end="", flush=True)
+
+    def __call__(self, step: str) -> None:
+        print(f"{step}.. ", end="", flush=True)
+
+    def done(self, info: dict[str, Any]) -> None:
+        bar = "" if info["bar"] is None else f", bar {info['bar']:g} {'met' if info['met'] else 'MISSED'}"
+        print(f"{info['ms']:.3f} ms, {info['ratio']:.2f}x over {info['best_peer']}{bar} ", end="", flush=True)
+
+
+@pytest.fixture
+def progress(request: pytest.FixtureRequest, ceilings: dict[str, float]) -> Progress:
+    items = request.session.items
+    return Progress(f"[{items.index(request.node) + 1}/{len(items)}] {request.node.callspec.id}:")
+
+
+def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, Any]:
+    return commit()
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info.clear()  # it holds the name of the host
+    machine_info.update(measured_on(config))
+
+
+def measured_on(config: pytest.Config) -> dict[str, Any]:
+    return {
+        **machine_info(),
+        "ceilings": config.stash.get(CEILINGS, {}),
+        "load_average": [round(load, 1) for load in (*config.stash.get(LOAD, ()), os.getloadavg()[0])],
+    }
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
+    """Raw rounds are dropped and the statistics rounded, so that a rerun changes few bytes."""
+    output_json["datetime"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    for benchmark in output_json["benchmarks"]:
+        del benchmark["params"], benchmark["options"]
+        stats = benchmark["stats"]
+        benchmark["stats"] = {
+            name: float(f"{stats[name]:.5g}") for name in ("min", "median", "mean", "max", "stddev", "rounds")
+        }

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How things are measured: equality before time, CPU time of one thread, ceilings of the machine.
+
+The clock is the CPU time of the whole process, so a contender that started threads would pay for them, and waiting for
+other users of the machine is not counted. What they do to caches and memory is: hence minima over many rounds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import swin_fast
+
+from .cases import DTYPES
+from .peers import FAMILIES, Contender, Problem
+
+TIMER = time.process_time
+
+#: Environment of the measuring process. glibc by default gives freed buffers of some MB back to the system and faults
+#: them in again at the next call, which hits contenders unevenly; here it keeps them, for all contenders alike.
+ALLOCATOR = ":".join(
+    f"glibc.malloc.{name}={size}"
+    for name, size in (("mmap_threshold", 2**30), ("trim_threshold", 2**32), ("top_pad", 2**28))
+)
+ENVIRONMENT = {"GLIBC_TUNABLES": ALLOCATOR, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+#: Largest error, as a part of the largest magnitude, of a peer that counts as equal. Wide, since eager rounds every
+#: step; a forgotten mask or a wrong bias is an error of order 1.
+EQUAL = {"fp32": 1e-5, "bf16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run was asked for, see `python -m benchmarks.run --help`."""
+
+    backend: str | None = "cpu"
+    families: tuple[str, ...] = FAMILIES
+    budget: float = 10.0
+    least_rounds: int = 7
+
+
+# ------------------------------------------------------------------------------------------------------------ equality
+
+
+def exact_results(problem: Problem) -> dict[str, Tensor]:
+    """Output and gradients in float64 from swin_fast's reference, image by image to keep the scores small."""
+    w, s = problem.w, problem.s
+    table = problem.table.double().requires_grad_()
+    results: dict[str, list[Tensor]] = {"out": [], "dqkv": [], "dtable": []}
+    for qkv, grad_out in zip(problem.qkv.double().split(1), problem.grad_out.double().split(1), strict=True):
+        qkv = qkv.clone().requires_grad_()
+        bias = table.t().reshape(problem.nH, 2 * w - 1, 2 * w - 1)
+        out = swin_fast.window_attention(qkv, bias, window_size=(w, w), shift_size=(s, s), backend="reference")
+        results["out"].append(out.detach())
+        if problem.row.backward:
+            dqkv, dtable = torch.autograd.grad(out, (qkv, table), grad_out)
+            results["dqkv"].append(dqkv)
+            results["dtable"].append(dtable)
+    exact = {"out": torch.cat(results["out"])}
+    if problem.row.backward:
+        exact["dqkv"] = torch.cat(results["dqkv"])
+        exact["dtable"] = torch.stack(results["dtable"]).sum(0)
+    return exact
+
+
+def relative_error(got: Tensor, exact: Tensor) -> float:
+    """Largest difference as a part of the largest magnitude of `exact`. Infinite where anything is not finite."""
+    if got.shape != exact.shape:
+        return float("inf")
+    error = ((got.double() - exact).abs().max() / exact.abs().max()).item()
+    return error if math.isfinite(error) else float("inf")
+
+
+def errors(contender: Contender, exact: dict[str, Tensor]) -> dict[str, float]:
+    return {name: relative_error(got, exact[name]) for name, got in contender.results().items()}
+
+
+def unequal(contender: str, found: dict[str, float], bound: dict[str, float]) -> list[str]:
+    """One sentence for each tensor that is not equal; `not <=` so that NaN is never equal."""
+    return [
+        f"{contender} is not equal: {name} differs from float64 by {error:.1e} of its largest magnitude, "
+        f"allowed {bound[name]:.1e}"
+        for name, error in found.items()
+        if not error <= bound[name]
+    ]
+
+
+def peer_bound(dtype_name: str, names: dict[str, float]) -> dict[str, float]:
+    return dict.fromkeys(names, EQUAL[dtype_name])
+
+
+def our_bound(dtype_name: str, eager: dict[str, float]) -> dict[str, float]:
+    """The project's tolerance rule: twice the error of eager, plus the epsilon of the dtype."""
+    epsilon = torch.finfo(DTYPES[dtype_name]).eps
+    return {name: 2 * error + epsilon for name, error in eager.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------- time
+
+
+@dataclass
+class Clocked:
+    """A call and the CPU seconds of its timed rounds; `group` is what it competes in."""
+
+    name: str
+    group: object
+    call: Callable[[], object]
+    seconds: list[float] = field(default_factory=list)
+
+    def slice(self) -> None:
+        """One untimed call, which leaves the caches as this contender wants them, then one timed call."""
+        self.call()
+        start = TIMER()
+        self.call()
+        self.seconds.append(TIMER() - start)
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def interleave(contenders: list[Clocked], rounds: int) -> None:
+    """A B C A B C ...: a disturbance of the machine meets all contenders alike."""
+    for _ in range(rounds):
+        for contender in contenders:
+            contender.slice()
+
+
+def champions(contenders: list[Clocked], slack: float = 1.1) -> list[Clocked]:
+    """From each group the fastest, and whoever is within `slack` of it."""
+    fastest: dict[object, float] = {}
+    for contender in contenders:
+        fastest[contender.group] = min(contender.best, fastest.get(contender.group, float("inf")))
+    return [contender for contender in contenders if contender.best <= slack * fastest[contender.group]]
+
+
+# ------------------------------------------------------------------------------------------------------------ ceilings
+
+
+def fastest(call: Callable[[], object], repeats: int = 8) -> float:
+    clocked = Clocked("ceiling", "ceiling", call)
+    interleave([clocked], repeats)
+    return clocked.best
+
+
+def ceilings() -> dict[str, float]:
+    """What torch itself reaches on one thread: large matrix products, and a copy far beyond the caches.
+
+    GFLOP/s of a 2048 x 2048 x 2048 product in each dtype (the library's product; the FMA peak is higher), and GB/s,
+    read and write added, of a copy between buffers of 256 MiB.
+    """
+    size = 2048
+    found = {}
+    for name, dtype in DTYPES.items():
+        a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+        out = torch.empty_like(a)
+        found[f"matmul_{name}_gflops"] = round(2e-9 * size**3 / fastest(lambda: torch.mm(a, b, out=out)), 1)  # noqa: B023
+    source = torch.randn(64 * 2**20)
+    target = torch.empty_like(source)
+    found["copy_gb_per_s"] = round(2e-9 * source.nbytes / fastest(lambda: target.copy_(source)), 1)
+    return found
+
+
+def allocator_keeps_memory(mebibytes: int = 64, attempts: int = 20) -> bool:
+    """Whether a buffer that was freed comes back without page faults, as ENVIRONMENT promises."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    for _ in range(attempts):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(mebibytes << 18).fill_(1.0)
+        if (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * page < mebibytes << 16:
+            return True
+    return False

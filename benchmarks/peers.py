@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contenders of the window attention benchmark: swin_fast, and window attention as others run it.
+
+Every contender of the order "image" starts from the tensor that the QKV linear returns, (B, H, W, 3, nH, hd), and from
+the bias table in the dtype of the model, and ends with (B, H, W, nH*hd). What a model keeps in buffers (index of the
+bias table, shift mask) is made beforehand; what it computes in each call is computed in each call.
+
+The order "window" is what a timm model does around its core: roll and partition move the nH*hd channels of x *before*
+the QKV linear, which then works in window order. That moves less memory than starting from qkv in image order. Its time
+is what swin_fast would replace in a timm model. As its inputs differ, it is measured and shown, but it is not part of
+"the best of eager, SDPA and compile".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import swin_fast
+
+from .cases import Row
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+#: Columns of the result; the first three do the same work on the same inputs: "the best peer" is one of them.
+RIVALS = ("eager", "sdpa", "compile")
+FAMILIES = (*RIVALS, "cached", "timm_order")
+
+
+class Problem:
+    """The tensors of one row. Inputs are standard normal, never zeros."""
+
+    def __init__(self, row: Row, seed: int = 0) -> None:
+        stage = row.stage
+        self.row = row
+        self.B, self.H, self.w, self.s = row.batch, stage.size, stage.window, stage.shift
+        self.nH, self.hd, self.N, self.nW = stage.heads, stage.head_dim, stage.tokens, stage.windows
+        self.C = self.nH * self.hd
+
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(row.dtype)
+
+        self.qkv = normal(self.B, self.H, self.H, 3, self.nH, self.hd)
+        self.table = normal((2 * self.w - 1) ** 2, self.nH)
+        self.grad_out = normal(self.B, self.H, self.H, self.C)
+        # Of the order "window": x before the linear, the linear's result, and the gradient that comes back through it.
+        self.x = normal(self.B, self.H, self.H, self.C)
+        self.qkv_windows = self.to_windows(self.qkv.view(self.B, self.H, self.H, 3 * self.C)).contiguous()
+        self.grad_x_windows = normal(self.B * self.nW, self.N, self.C)
+
+        self.index = relative_position_index(self.w)
+        self.mask = shift_mask(self.H, self.w, self.s).to(row.dtype) if self.s else None
+        with torch.no_grad():
+            self.cached_bias = self.add_mask(self.bias(self.table)).contiguous()
+
+    # ----------------------------------------------------------------------------------------- steps, as timm has them
+
+    def bias(self, table: Tensor) -> Tensor:  # (1, nH, N, N)
+        dense = table[self.index.view(-1)].view(self.N, self.N, -1)
+        return dense.permute(2, 0, 1).contiguous().unsqueeze(0)
+
+    def add_mask(self, bias: Tensor) -> Tensor:  # (B*nW, nH, N, N), or the bias as it is
+        if self.mask is None:
+            return bias
+        mask = self.mask.view(1, self.nW, 1, self.N, self.N).expand(self.B, -1, self.nH, -1, -1)
+        return bias + mask.reshape(-1, self.nH, self.N, self.N)
+
+    def bias_of_windows(self, table: Tensor) -> Tensor:  # (nW, nH, N, N), or (1, nH, N, N) without a mask
+        bias = self.bias(table)
+        return bias if self.mask is None else bias + self.mask.unsqueeze(1)
+
+    def to_windows(self, x: Tensor) -> Tensor:  # (B, H, H, c) -> (B*nW, N, c)
+        if self.s:
+            x = torch.roll(x, (-self.s, -self.s), (1, 2))
+        return window_partition(x, self.w)
+
+    def heads(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B*nW, N, 3*C) -> 3 x (B*nW, nH, N, hd)
+        q, k, v = windows.reshape(-1, self.N, 3, self.nH, self.hd).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.heads(self.to_windows(qkv.view(self.B, self.H, self.H, 3 * self.C)))
+
+    def split_packed(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Partition and split in one copy that leaves q, k and v contiguous: better operands for the products."""
+        x = torch.roll(qkv, (-self.s, -self.s), (1, 2)) if self.s else qkv
+        n = self.H // self.w
+        x = x.view(self.B, n, self.w, n, self.w, 3, self.nH, self.hd).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        q, k, v = x.reshape(3, -1, self.nH, self.N, self.hd).unbind(0)
+        return q, k, v
+
+    def merge(self, o: Tensor) -> Tensor:  # (B*nW, nH, N, hd) -> (B, H, H, C)
+        out = window_reverse(o.transpose(1, 2).reshape(-1, self.N, self.C), self.w, self.H)
+        return torch.roll(out, (self.s, self.s), (1, 2)) if self.s else out
+
+    def eager_core(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+        scores = (q * self.hd**-0.5) @ k.transpose(-2, -1)
+        scores = scores + self.bias(table)
+        if self.mask is not None:
+            scores = scores.view(-1, self.nW, self.nH, self.N, self.N) + self.mask.unsqueeze(1).unsqueeze(0)
+            scores = scores.view(-1, self.nH, self.N, self.N)
+        out: Tensor = scores.softmax(dim=-1) @ v
+        return out
+
+    def sdpa_core(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.add_mask(self.bias(table)))
+
+    # ---------------------------------------------------------------------------------------------- whole functions
+
+    def eager(self, qkv: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        return (self.merge(self.eager_core(*self.split(qkv), table)),)
+
+    def eager_packed(self, qkv: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        """Contiguous operands, and one addition to the scores instead of two."""
+        q, k, v = self.split_packed(qkv)
+        scores = ((q * self.hd**-0.5) @ k.transpose(-2, -1)).view(self.B, self.nW, self.nH, self.N, self.N)
+        scores = scores + self.bias_of_windows(table)
+        return (self.merge(scores.view(-1, self.nH, self.N, self.N).softmax(dim=-1) @ v),)
+
+    def sdpa(self, qkv: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        return (self.merge(self.sdpa_core(*self.split(qkv), table)),)
+
+    def sdpa_shared_mask(self, qkv: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        """The windows of an image as heads, so that the expanded mask has no batch dimension."""
+        q, k, v = (x.reshape(self.B, -1, self.N, self.hd) for x in self.split_packed(qkv))
+        bias = self.bias_of_windows(table).expand(self.nW, -1, -1, -1).reshape(1, -1, self.N, self.N)
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return (self.merge(o.view(-1, self.nH, self.N, self.hd)),)
+
+    def sdpa_cached(self, qkv: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        """Bias and mask expanded once, outside: less work per call than everyone else has."""
+        o = F.scaled_dot_product_attention(*self.split(qkv), attn_mask=self.cached_bias)
+        return (self.merge(o),)
+
+    def timm_eager(self, x: Tensor, qkv_windows: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        return self.to_windows(x), self.merge(self.eager_core(*self.heads(qkv_windows), table))
+
+    def timm_sdpa(self, x: Tensor, qkv_windows: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        return self.to_windows(x), self.merge(self.sdpa_core(*self.heads(qkv_windows), table))
+
+    def swin_fast(self, qkv: Tensor, table: Tensor, backend: str | None) -> tuple[Tensor, ...]:
+        """The public function, with the table in the relative form: its expansion is part of our time."""
+        bias = table.t().reshape(self.nH, 2 * self.w - 1, 2 * self.w - 1)
+        window, shift = (self.w, self.w), (self.s, self.s)
+        return (swin_fast.window_attention(qkv, bias, window_size=window, shift_size=shift, backend=backend),)
+
+
+def relative_position_index(w: int) -> Tensor:  # (N, N)
+    coords = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(w), indexing="ij")).flatten(1)
+    relative = coords[:, :, None] - coords[:, None, :] + (w - 1)
+    return relative[0] * (2 * w - 1) + relative[1]
+
+
+def shift_mask(size: int, w: int, s: int) -> Tensor:  # (nW, N, N)
+    regions = torch.zeros(1, size, size, 1)
+    bands = (slice(0, -w), slice(-w, -s), slice(-s, None))
+    for i, rows in enumerate(bands):
+        for j, columns in enumerate(bands):
+            regions[:, rows, columns] = 3 * i + j
+    windows = window_partition(regions, w).squeeze(-1)
+    difference = windows.unsqueeze(1) - windows.unsqueeze(2)
+    return torch.zeros_like(difference).masked_fill(difference != 0, -100.0)
+
+
+def window_partition(x: Tensor, w: int) -> Tensor:  # (B, H, W, c) -> (B*nW, N, c)
+    B, H, W, c = x.shape
+    x = x.view(B, H // w, w, W // w, w, c).permute(0, 1, 3, 2, 4, 5)
+    return x.contiguous().view(-1, w * w, c)
+
+
+def window_reverse(windows: Tensor, w: int, size: int) -> Tensor:  # (B*nW, N, c) -> (B, size, size, c)
+    n, c = size // w, windows.shape[-1]
+    x = windows.view(-1, n, n, w, w, c).permute(0, 1, 3, 2, 4, 5)
+    return x.contiguous().view(-1, size, size, c)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One function and its inputs.
+
+    `published`: arranged as timm (and Microsoft) run it, compiled or not; else rearranged by us to be faster.
+    `order` tells what the inputs and outputs are, see the top of this file.
+    """
+
+    name: str
+    family: str
+    function: Function
+    problem: Problem
+    published: bool = True
+    order: str = "image"
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        problem = self.problem
+        if self.order == "image":
+            return problem.qkv, problem.table
+        return problem.x, problem.qkv_windows, problem.table
+
+    @property
+    def grads(self) -> tuple[Tensor, ...]:
+        problem = self.problem
+        return (problem.grad_out,) if self.order == "image" else (problem.grad_x_windows, problem.grad_out)
+
+    def forward(self) -> tuple[Tensor, ...]:
+        with torch.inference_mode():
+            return self.function(*self.inputs)
+
+    def leaves(self) -> tuple[Tensor, ...]:
+        return tuple(x.detach().clone().requires_grad_() for x in self.inputs)
+
+    def call(self) -> Callable[[], object]:
+        """What is timed: the forward, or the forward and the gradients of all inputs."""
+        if not self.problem.row.backward:
+            return self.forward
+        leaves, grads = self.leaves(), self.grads
+        return lambda: torch.autograd.grad(self.function(*leaves), leaves, grads)
+
+    def results(self) -> dict[str, Tensor]:
+        """Output and gradients under the names and in the layout that all contenders share."""
+        if not self.problem.row.backward:
+            return {"out": self.forward()[-1]}
+        leaves = self.leaves()
+        outputs = self.function(*leaves)
+        *_, dqkv, dtable = torch.autograd.grad(outputs, leaves, self.grads)
+        if self.order == "window":
+            problem = self.problem
+            dqkv = window_reverse(dqkv, problem.w, problem.H)
+            dqkv = torch.roll(dqkv, (problem.s, problem.s), (1, 2)).view_as(problem.qkv)
+        return {"out": outputs[-1].detach(), "dqkv": dqkv, "dtable": dtable}
+
+
+def ours(problem: Problem, backend: str | None) -> Contender:
+    def function(qkv: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        return problem.swin_fast(qkv, table, backend)
+
+    return Contender("swin_fast", "swin_fast", function, problem)
+
+
+def peers(problem: Problem, families: tuple[str, ...] = FAMILIES) -> list[Contender]:
+    """All peers of a row, several to a family: which is the fastest changes with shape, dtype and direction.
+
+    The state of torch.compile is reset here, so that each row compiles afresh: past its recompile limit it would
+    silently run eager instead.
+    """
+    torch._dynamo.reset()
+
+    def compiled(function: Function) -> Function:
+        return torch.compile(function, dynamic=False)
+
+    p = problem
+
+    def rearranged(name: str, family: str, function: Function) -> Contender:
+        return Contender(name, family, function, p, published=False)
+
+    def in_timm_order(name: str, function: Function) -> Contender:
+        return Contender(name, "timm_order", function, p, order="window")
+
+    found = [
+        Contender("eager", "eager", p.eager, p),
+        Contender("sdpa", "sdpa", p.sdpa, p),
+        Contender("compile_eager", "compile", compiled(p.eager), p),
+        Contender("compile_sdpa", "compile", compiled(p.sdpa), p),
+        rearranged("eager_packed", "eager", p.eager_packed),
+        rearranged("sdpa_shared_mask", "sdpa", p.sdpa_shared_mask),
+        rearranged("compile_eager_packed", "compile", compiled(p.eager_packed)),
+        rearranged("compile_sdpa_shared_mask", "compile", compiled(p.sdpa_shared_mask)),
+        in_timm_order("timm_eager", p.timm_eager),
+        in_timm_order("timm_sdpa", p.timm_sdpa),
+        in_timm_order("compile_timm_sdpa", compiled(p.timm_sdpa)),
+    ]
+    if not p.row.backward:  # in training the bias changes with each step: nothing to cache
+        found.append(Contender("sdpa_cached", "cached", p.sdpa_cached, p))
+        found.append(Contender("compile_sdpa_cached", "cached", compiled(p.sdpa_cached), p))
+    return [contender for contender in found if contender.family in families]

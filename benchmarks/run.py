@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a suite, shows its table and writes its JSON: `python -m benchmarks.run`; --quick takes about two minutes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .machine import ROOT, commit, result_path
+from .measure import ENVIRONMENT
+from .peers import FAMILIES
+from .table import show
+
+#: suite -> (file that measures it, file of its results)
+SUITES = {"op": ("bench_window_attention.py", "window_attention.json")}
+
+QUICK_PEERS = ("eager", "sdpa", "compile")
+QUICK_BUDGET = 1.5
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--suite", choices=SUITES, default="op")
+    parser.add_argument("--quick", action="store_true", help="shifted first stages, few rounds: for tuning")
+    parser.add_argument("--rows", metavar="EXPR", help="only these rows: a -k expression of pytest, as 'b1 and bf16'")
+    parser.add_argument("--peers", help=f"families of peers by comma, of {','.join(FAMILIES)}; default all")
+    parser.add_argument("--budget", type=float, help="CPU seconds of timed rounds per row; default 10")
+    parser.add_argument("--backend", default="cpu", help="backend of swin_fast; default cpu")
+    parser.add_argument("--json", type=Path, help="where to write; default for a whole run: benchmarks/results/DEVICE")
+    parser.add_argument("--allow-dirty", action="store_true", help="write results of a tree with uncommitted changes")
+    options = parser.parse_args()
+    unknown = set((options.peers or "").split(",")) - {"", *FAMILIES}
+    if unknown:
+        parser.error(f"--peers: got {', '.join(sorted(unknown))}, want some of {', '.join(FAMILIES)}")
+    if not set((options.peers or "eager").split(",")) >= {"eager"}:
+        parser.error("--peers: eager must be among them, its error is the yardstick for ours")
+    return options
+
+
+def compact(value: object, indent: int = 0, width: int = 160) -> str:
+    """JSON in which whatever fits into one line, a peer for example, stands in one line."""
+    line = json.dumps(value)
+    if indent + len(line) <= width or not isinstance(value, (dict, list)):
+        return line
+    inner, pad = indent + 1, " " * (indent + 1)
+    if isinstance(value, dict):
+        lines = [f"{pad}{json.dumps(name)}: {compact(part, inner, width)}" for name, part in value.items()]
+        return "{\n" + ",\n".join(lines) + "\n" + " " * indent + "}"
+    return "[\n" + ",\n".join(pad + compact(part, inner, width) for part in value) + "\n" + " " * indent + "]"
+
+
+def main() -> int:
+    options = arguments()
+    source, results = SUITES[options.suite]
+    whole = not (options.quick or options.rows or options.peers or options.budget)
+    target = options.json or (ROOT / result_path("cpu", results) if whole else None)
+    if target and commit()["dirty"] and not options.allow_dirty:
+        print("The tree has uncommitted changes, so nobody could repeat this result: commit, or pass --allow-dirty.")
+        return 2
+
+    peers = options.peers or ",".join(QUICK_PEERS if options.quick else FAMILIES)
+    budget = options.budget or (QUICK_BUDGET if options.quick else 10.0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / results
+        command = [sys.executable, "-m", "pytest", str(ROOT / "benchmarks" / source), "-q", "-s", "--no-header"]
+        command += [
+            "--rootdir",
+            str(ROOT),
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:logging",
+            "-W",
+            "ignore",
+            "--tb=short",
+            "--benchmark-only",
+            "--benchmark-quiet",
+        ]
+        command += ["--benchmark-timer=time.process_time", "--benchmark-disable-gc", f"--benchmark-json={path}"]
+        command += [f"--backend={options.backend}", f"--peers={peers}", f"--budget={budget}"]
+        command += ["--quick"] if options.quick else []
+        command += ["-k", options.rows] if options.rows else []
+        # A new process: the allocator and OpenMP read their settings when a process starts.
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, check=False)
+        if not path.exists() or not path.stat().st_size:
+            return done.returncode or 1
+        text = path.read_text()
+    print()
+    show(json.loads(text))
+    if done.returncode:
+        print("Some rows failed (see above): nothing is written.")
+    elif target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(compact(json.loads(text)) + "\n")
+        print(f"written: {os.path.relpath(target)}")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,598 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two Swin blocks over a photograph: how exact and how fast every backend is, and a picture of what the op does.
+
+The yardstick is `eager`: the blocks in plain PyTorch with every step in the input dtype, as Microsoft's and timm's code
+runs them. In float64 the same code is the truth that all errors are measured against.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import textwrap
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.cbook
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch, Rectangle
+from matplotlib.transforms import blended_transform_factory
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+from . import dispatch
+from .blocks import SwinBlock, WindowAttention
+from .functional import window_attention
+
+__all__ = ["DemoError", "run"]
+
+PATCH, DIM, NUM_HEADS, WINDOW, SHIFT = 4, 96, 3, 7, 3  # the first stage of Swin-T
+SEED = 0
+SAMPLE = "grace_hopper.jpg"
+MAX_PIXELS = 2_000_000  # float64 takes some 13 kB per token, so about 2 GB
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WARM_UP = 2
+
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
+
+
+class DemoError(Exception):
+    """The demo cannot run as asked; the message says why, to the user."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One path in one dtype."""
+
+    dtype: str
+    path: str
+    max_error: float  # of both blocks' output, against float64
+    error_ratio: float  # to eager's error
+    within_rule: bool  # error <= 2 * eager's + one epsilon of the dtype
+    blocks_ms: float
+    core_ms: float
+    core_speed: float  # eager's core_ms / core_ms
+
+
+# -------------------------------------------------------------------------------------- The network and its eager twin
+
+
+class TwoBlocks(nn.Module):
+    """The beginning of Swin-T: patch embedding (Conv 4x4, LayerNorm), one regular and one shifted block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, DIM, PATCH, PATCH)
+        self.norm = nn.LayerNorm(DIM)
+        self.regular = SwinBlock(DIM, None, NUM_HEADS, WINDOW, 0)
+        self.shifted = SwinBlock(DIM, None, NUM_HEADS, WINDOW, SHIFT)
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """(B, 3, 4H, 4W) -> (B, H, W, C)."""
+        out: Tensor = self.norm(self.embed(image).permute(0, 2, 3, 1))
+        return out
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, 4H, 4W) -> (B, H, W, C)."""
+        out: Tensor = self.shifted(self.regular(self.tokens(image)))
+        return out
+
+
+class EagerAttention:
+    """The core op in plain PyTorch, every step in qkv's dtype: pad, roll, cut, attend, put together, roll back.
+
+    The index and the mask are made once, here, outside anything timed, as Microsoft's modules keep them in buffers.
+
+    Source: microsoft/Swin-Transformer@f82860b, models/swin_transformer.py, written anew for (B, H, W, 3, nH, hd).
+    """
+
+    def __init__(self, block: SwinBlock, height: int, width: int) -> None:
+        self.attn, self.shift = block.attn, block.shift_size
+        wh, ww = block.window_size
+        self.size = (height, width)
+        self.padded = (height + -height % wh, width + -width % ww)
+        ys, xs = (g.flatten() for g in torch.meshgrid(torch.arange(wh), torch.arange(ww), indexing="ij"))
+        dy, dx = ys[:, None] - ys, xs[:, None] - xs  # (N, N), query minus key
+        self.index = (dy + wh - 1) * (2 * ww - 1) + dx + ww - 1
+        windows = self.regions().view(self.padded[0] // wh, wh, self.padded[1] // ww, ww).transpose(1, 2)
+        windows = windows.reshape(-1, wh * ww)  # (nW, N)
+        self.mask = torch.where(windows[:, :, None] == windows[:, None], 0.0, -100.0)  # (nW, N, N)
+        self.mask = self.mask.to(block.attn.qkv.weight.dtype)
+
+    def regions(self) -> Tensor:
+        """(Hp, Wp) of the rolled grid: tokens of one window attend to each other only within one number."""
+        rows, columns = (
+            (torch.arange(p) >= p - w).long() + (torch.arange(p) >= p - s).long() if s else torch.zeros(p).long()
+            for p, w, s in zip(self.padded, self.attn.window_size, self.shift, strict=True)
+        )
+        return rows[:, None] * 3 + columns
+
+    def attend(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """qkv (B, H, W, 3, nH, hd) -> probabilities (B*nW, nH, N, N), v (B*nW, nH, N, hd)."""
+        (b, h, w), heads, (hp, wp), (wh, ww) = qkv.shape[:3], qkv.shape[3:], self.padded, self.attn.window_size
+        if self.padded != self.size:
+            grid = self.attn.qkv.bias.view(heads).expand(b, hp, wp, *heads).clone()  # a padded token is zero
+            grid[:, :h, :w] = qkv
+            qkv = grid
+        if any(self.shift):
+            qkv = qkv.roll((-self.shift[0], -self.shift[1]), (1, 2))
+        windows = qkv.view(b, hp // wh, wh, wp // ww, ww, *heads).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        q, k, v = windows.reshape(3, -1, heads[1], wh * ww, heads[2])  # each (B*nW, nH, N, hd)
+        scores = (q * self.attn.scale) @ k.transpose(-2, -1)
+        scores = scores + self.attn.relative_position_bias_table[self.index].permute(2, 0, 1)
+        if any(self.shift):
+            scores = (scores.view(b, -1, *scores.shape[1:]) + self.mask[:, None]).view(scores.shape)
+        return scores.softmax(-1), v
+
+    def __call__(self, qkv: Tensor) -> Tensor:
+        """qkv (B, H, W, 3, nH, hd) -> (B, H, W, C)."""
+        (b, h, w), (hp, wp), (wh, ww) = qkv.shape[:3], self.padded, self.attn.window_size
+        probabilities, v = self.attend(qkv)
+        out = (probabilities @ v).view(b, hp // wh, wp // ww, -1, wh, ww, v.shape[-1])
+        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, hp, wp, -1)
+        if any(self.shift):
+            out = out.roll(self.shift, (1, 2))
+        return out[:, :h, :w]
+
+
+def eager_twins(model: TwoBlocks, image: Tensor) -> tuple[EagerAttention, EagerAttention]:
+    """Eager's attention for both blocks, at the size of this image."""
+    height, width = image.shape[2] // PATCH, image.shape[3] // PATCH
+    return EagerAttention(model.regular, height, width), EagerAttention(model.shifted, height, width)
+
+
+def eager_forward(model: TwoBlocks, twins: tuple[EagerAttention, EagerAttention], image: Tensor) -> Tensor:
+    """The model in plain PyTorch: (B, 3, 4H, 4W) -> (B, H, W, C)."""
+    x = model.tokens(image)
+    for block, attention in zip((model.regular, model.shifted), twins, strict=True):
+        x = x + block.attn.proj(attention(core_input(block, x)))
+        x = x + block.mlp(block.norm2(x))
+    return x
+
+
+def core_input(block: SwinBlock, x: Tensor) -> Tensor:
+    """What the block hands to the core op: x (B, H, W, C) -> qkv (B, H, W, 3, nH, hd)."""
+    qkv: Tensor = block.attn.qkv(block.norm1(x))
+    return qkv.view(*x.shape[:3], 3, NUM_HEADS, DIM // NUM_HEADS)
+
+
+def core_call(attn: WindowAttention, qkv: Tensor) -> Tensor:
+    """The shifted block's call of the core op, alone."""
+    n = 2 * WINDOW - 1
+    bias = attn.relative_position_bias_table.t().view(NUM_HEADS, n, n)
+    pad_value = attn.qkv.bias.view(qkv.shape[3:])
+    return window_attention(
+        qkv, bias, window_size=attn.window_size, shift_size=(SHIFT, SHIFT), scale=attn.scale, pad_value=pad_value
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- The run
+
+
+def run(*, image: str | None, output: str, repeats: int, threads: int | None) -> bool:
+    """Runs the demo, prints its table and saves its picture. Returns whether every backend kept the tolerance rule.
+
+    Args:
+        image: path of a photograph, or None for the one that matplotlib ships.
+        output: path of the picture; the extension names the format.
+        repeats: timed runs of each path.
+        threads: CPU threads for torch, or None to leave them.
+
+    Raises:
+        DemoError: the photograph cannot be read or the picture cannot be written.
+    """
+    console = Console(highlight=False)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    photo, about = load_photo(image)
+    target = Path(output)
+    if target.suffix.lower() not in {".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp"}:
+        raise DemoError(f"--output: got {output!r}, want a file name that ends in .png (or .jpg, .webp, .pdf, .svg)")
+    if not target.absolute().parent.is_dir():
+        raise DemoError(f"--output: the folder of {output!r} does not exist")
+
+    pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1).float() / 127.5 - 1.0  # (3, height, width), -1 .. 1
+    pixels = F.pad(pixels, (0, -photo.shape[1] % PATCH, 0, -photo.shape[0] % PATCH))[None]
+    height, width = pixels.shape[2] // PATCH, pixels.shape[3] // PATCH
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = TwoBlocks().eval()
+    console.print(f"{about}; {height} x {width} tokens", markup=False, style="bold")
+    console.print(
+        f"Patch embedding and two blocks of Swin-T's first stage (C = {DIM}, {NUM_HEADS} heads, window {WINDOW}), "
+        f"regular and shifted by {SHIFT}; CPU threads: {torch.get_num_threads()}. "
+        f"[bold]The weights are random[/] (seed {SEED}): nothing here is a trained model."
+    )
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress, torch.inference_mode():
+        backends = {name: [b for b in dispatch.BACKENDS if not dispatch.why_not(b, _problem(name))] for name in DTYPES}
+        steps = sum((1 + len(paths)) * 2 * (repeats + WARM_UP) + 1 for paths in backends.values())
+        task = progress.add_task("measuring", total=steps + 1)
+        rows: list[Row] = []
+        for name, paths in backends.items():
+            rows += measure(model, pixels, name, paths, repeats, partial(progress.update, task, advance=1))
+        progress.update(task, description="drawing the picture")
+        try:
+            draw(photo, model, pixels, rows).savefig(target)
+        except OSError as error:
+            raise DemoError(f"--output: cannot write {output!r}: {error.strerror or error}") from None
+        progress.update(task, advance=1, description="done")
+    _print_rows(console, rows)
+    console.print(f"Picture: {target}", markup=False, style="bold")
+    return all(row.within_rule for row in rows)
+
+
+def _problem(dtype_name: str) -> dispatch.Problem:
+    return dispatch.Problem(DTYPES[dtype_name], "cpu", None, WINDOW * WINDOW, DIM // NUM_HEADS)
+
+
+def load_photo(path: str | None) -> tuple[Pixels, str]:
+    """The photograph (height, width, 3) as uint8, upright, and a line about it, which says so if it was scaled down."""
+    name = Path(path).name if path else f"{SAMPLE} (a sample that matplotlib ships)"
+    try:
+        with Image.open(path or matplotlib.cbook.get_sample_data(SAMPLE, asfileobj=False)) as opened:
+            photo = ImageOps.exif_transpose(opened).convert("RGB")
+    except UnidentifiedImageError:
+        raise DemoError(f"--image: {path!r} is not an image that Pillow can read") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if path is None:
+            reason += "; matplotlib's sample data is missing here, so give a photograph of yours with --image"
+        raise DemoError(f"--image: cannot read {path or SAMPLE!r}: {reason}") from None
+    about = f"{name}: {photo.width} x {photo.height} pixels"
+    if photo.width * photo.height > MAX_PIXELS:
+        factor = (MAX_PIXELS / (photo.width * photo.height)) ** 0.5
+        photo = photo.resize((max(1, int(photo.width * factor)), max(1, int(photo.height * factor))))
+        about += f", scaled down to {photo.width} x {photo.height} (the demo takes {MAX_PIXELS / 1e6:g} million pixels)"
+    return np.asarray(photo), about
+
+
+def measure(
+    model: TwoBlocks, pixels: Tensor, name: str, backends: list[str], repeats: int, tick: Callable[..., None]
+) -> list[Row]:
+    """Error and time of eager and of each backend, in the dtype called `name`."""
+    model = copy.deepcopy(model).to(DTYPES[name])
+    pixels = pixels.to(DTYPES[name])
+
+    # The truth starts from the same rounded weights and pixels: what is measured is the arithmetic alone.
+    exact = copy.deepcopy(model).double()
+    truth = eager_forward(exact, eager_twins(exact, pixels), pixels.double())
+    tick(description=f"{name}: float64")
+
+    twins = eager_twins(model, pixels)
+    qkv = core_input(model.shifted, model.regular(model.tokens(pixels)))
+    epsilon = torch.finfo(DTYPES[name]).eps * truth.abs().max().item()
+    rows: list[Row] = []
+    for path in ["eager", *backends]:
+        blocks: Callable[[], Tensor]
+        core: Callable[[], Tensor]
+        context: AbstractContextManager[None]
+        if path == "eager":
+            blocks, core = partial(eager_forward, model, twins, pixels), partial(twins[1], qkv)
+            context = nullcontext()
+        else:
+            blocks, core = partial(model, pixels), partial(core_call, model.shifted.attn, qkv)
+            context = dispatch.use_backend(path)
+        with context:
+            error = _max_error(blocks(), truth)
+            blocks_ms = _median_ms(blocks, repeats, partial(tick, description=f"{name}: {path}, blocks"))
+            core_ms = _median_ms(core, repeats, partial(tick, description=f"{name}: {path}, core op"))
+        eager_error, eager_ms = (rows[0].max_error, rows[0].core_ms) if rows else (error, core_ms)
+        within_rule = error <= 2 * eager_error + epsilon
+        ratio = error / eager_error if eager_error else float(error > 0)
+        rows.append(Row(name, path, error, ratio, within_rule, blocks_ms, core_ms, eager_ms / core_ms))
+    return rows
+
+
+def _max_error(out: Tensor, truth: Tensor) -> float:
+    error = (out.double() - truth).abs().max().item()
+    return error if np.isfinite(error) else float("inf")
+
+
+def _median_ms(function: Callable[[], Tensor], repeats: int, tick: Callable[[], None]) -> float:
+    times = []
+    for _ in range(WARM_UP + repeats):
+        start = time.perf_counter()
+        function()
+        times.append((time.perf_counter() - start) * 1e3)
+        tick()
+    return statistics.median(times[WARM_UP:])
+
+
+def _print_rows(console: Console, rows: list[Row]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("dtype", "path"):
+        table.add_column(title, no_wrap=True)
+    for title in ("max error", "/ eager's", "parity", "blocks ms", "core ms", "core speed"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        if row.path == "eager" and row is not rows[0]:
+            table.add_section()
+        table.add_row(
+            row.dtype,
+            row.path,
+            f"{row.max_error:.1e}",
+            f"{row.error_ratio:.2f}",
+            "[green]ok[/]" if row.within_rule else "[red]FAILED[/]",
+            f"{row.blocks_ms:.1f}",
+            f"{row.core_ms:.1f}",
+            f"{row.core_speed:.2f}x",
+        )
+    console.print(table)
+    console.print(
+        "eager: plain PyTorch, every step in the dtype. max error: after both blocks, against float64 from the same "
+        "weights and pixels. parity: at most 2 x eager's error + one epsilon of the dtype. core: the shifted block's "
+        "core op alone. Times: medians."
+    )
+    reasons = {
+        (b, reason) for name in DTYPES for b in dispatch.BACKENDS for reason in dispatch.why_not(b, _problem(name))
+    }
+    for backend, reason in sorted(reasons):
+        console.print(f"{backend} cannot run this: {reason}", markup=False)
+
+
+# --------------------------------------------------------------------------------------------------------- The picture
+
+REGION_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442", "#7B3FBF")
+PATH_COLORS = {"eager": "#9AA0A6", "reference": "#56B4E9", "cpu": "#D55E00", "triton": "#009E73", "cuda": "#7B3FBF"}
+QUERY_COLOR, INK, CAPTION_INK = "#00C8FF", "#1B1F24", "#57606A"
+SHIFT_PIXELS, WINDOW_PIXELS = SHIFT * PATCH, WINDOW * PATCH
+
+
+@dataclass(frozen=True)
+class Query:
+    """One token of the shifted block and where one head looks from it, on the padded and rolled token grid."""
+
+    head: int
+    corner: tuple[int, int]  # the window's first token
+    token: tuple[int, int]  # within the window
+    weights: npt.NDArray[np.float64]  # (Wh, Ww), sums to 1
+
+
+def choose_query(model: TwoBlocks, attention: EagerAttention, pixels: Tensor) -> Query:
+    """The token and head with the most varied attention; windows free of pads and mask come first, if there are any."""
+    qkv = core_input(model.shifted, model.regular(model.tokens(pixels)))
+    probabilities, _ = attention.attend(qkv)  # (nW, nH, N, N)
+    (height, width), (hp, wp) = attention.size, attention.padded
+    rows, columns = hp // WINDOW, wp // WINDOW
+    y, x = (torch.arange(hp) + SHIFT) % hp, (torch.arange(wp) + SHIFT) % wp  # grid position -> token
+    real = ((y < height)[:, None] & (x < width)).view(rows, WINDOW, columns, WINDOW).transpose(1, 2)
+    real = real.reshape(-1, WINDOW * WINDOW)  # (nW, N)
+    if rows > 1 and columns > 1:
+        inner = torch.zeros(rows, columns, dtype=torch.bool)
+        inner[: rows - 1, : columns - 1] = True
+        real = real & inner.view(-1, 1)
+    spread = probabilities.std(-1).where(real[:, None], -1.0)  # (nW, nH, N)
+    window, head, token = (int(i) for i in np.unravel_index(int(spread.argmax()), spread.shape))
+    return Query(
+        head=head,
+        corner=(window // columns * WINDOW, window % columns * WINDOW),
+        token=(token // WINDOW, token % WINDOW),
+        weights=probabilities[window, head, token].double().view(WINDOW, WINDOW).numpy(),
+    )
+
+
+def draw(photo: Pixels, model: TwoBlocks, pixels: Tensor, rows: list[Row]) -> Figure:
+    """Six panels: windows, shifted windows, a border corner of them, one head's attention far and near, and times."""
+    attention = eager_twins(model, pixels)[1]
+    query = choose_query(model, attention, pixels)
+    canvas = np.full((attention.padded[0] * PATCH, attention.padded[1] * PATCH, 3), 235, dtype=np.uint8)
+    canvas[: photo.shape[0], : photo.shape[1]] = photo
+    regions = np.zeros((*attention.padded, 4))  # red, green, blue, alpha of each token of the rolled grid
+    numbers = attention.regions().numpy()
+    for number, color in enumerate(REGION_COLORS, 1):
+        regions[numbers == number] = (*to_rgb(color), 0.6)
+
+    # Everything in inches: six equal panels with a title above and a caption below, under a heading.
+    width, gap, edge, heading, title, caption = 5.0, 0.4, 0.35, 1.15, 0.4, 1.0
+    height = min(max(width * canvas.shape[0] / canvas.shape[1], 3.2), 7.5)
+    total = (3 * width + 2 * gap + 2 * edge, heading + 2 * (title + height + caption))
+    figure = Figure(figsize=total, dpi=110, facecolor="white")
+    panels = []
+    for row, column in np.ndindex(2, 3):
+        left = edge + column * (width + gap)
+        bottom = total[1] - heading - (row + 1) * (title + height) - row * caption
+        panels.append(
+            figure.add_axes((left / total[0], bottom / total[1], width / total[0], height / total[1]), anchor="NW")
+        )
+    warning = (
+        f"swin_fast demo: patch embedding and two Swin blocks. RANDOM WEIGHTS (seed {SEED}), not a trained model: the "
+        "geometry and the times are real, where the head looks means nothing."
+    )
+    x, y, aspect = edge / total[0], 1 - 0.3 / total[1], height / width
+    figure.text(x, y, "Shifted-window attention on a photograph", size=22, weight="bold", color=INK, va="top")
+    figure.text(x, y - 0.46 / total[1], warning, size=12.5, color="#B42318", va="top")
+    _draw_windows(panels[0], canvas, photo, attention)
+    _draw_shifted(panels[1], canvas, photo, regions)
+    _draw_corner(panels[2], canvas, photo, regions, aspect)
+    _draw_attention(panels[3], canvas, attention, query)
+    _draw_query_window(panels[4], panels[3], canvas, query, aspect)
+    _draw_times(panels[5], rows)
+    return figure
+
+
+def _label(ax: Axes, title: str, caption: str) -> None:
+    ax.set_title(title, loc="left", size=13, weight="bold", color=INK, pad=7)
+    ax.annotate(
+        textwrap.fill(caption, 66),
+        (0, 0),
+        xytext=(0, -7),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="top",
+        size=10.5,
+        color=CAPTION_INK,
+        linespacing=1.3,
+    )
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def _show(ax: Axes, canvas: Pixels, image: npt.NDArray[Any], **options: Any) -> None:
+    """An image over the whole canvas, in pixel coordinates: (0, 0) is the upper left corner of the first pixel."""
+    ax.imshow(image, extent=(0, canvas.shape[1], canvas.shape[0], 0), **options)
+
+
+def _draw_grid(ax: Axes, canvas: Pixels, shift: int = 0) -> None:
+    """Window borders, thinner where there are many."""
+    height, width = canvas.shape[:2]
+    span = float(np.ptp(ax.get_xlim()) + np.ptp(ax.get_ylim()))
+    look: dict[str, Any] = {"color": "white", "alpha": 0.85, "lw": min(1.6, max(0.25, 52 * WINDOW_PIXELS / span))}
+    line = {**look, "solid_capstyle": "butt", "scalex": False, "scaley": False}
+    for y in range(shift, height + 1, WINDOW_PIXELS):
+        ax.plot((0, width), (y, y), **line)
+    for x in range(shift, width + 1, WINDOW_PIXELS):
+        ax.plot((x, x), (0, height), **line)
+
+
+def _hatch_padding(ax: Axes, canvas: Pixels, photo: Pixels, shift: int = 0) -> None:
+    """Hatches what the op pads, right and below, on a canvas rolled up and left by `shift` pixels."""
+    (height, width), (padded_height, padded_width) = photo.shape[:2], canvas.shape[:2]
+    style: dict[str, Any] = {"facecolor": "none", "edgecolor": "#57606A", "hatch": "////", "lw": 0.0}
+    if padded_height > height:
+        ax.add_patch(Rectangle((0, height - shift), padded_width, padded_height - height, **style))
+    if padded_width > width:
+        ax.add_patch(Rectangle((width - shift, 0), padded_width - width, padded_height, **style))
+
+
+def _draw_windows(ax: Axes, canvas: Pixels, photo: Pixels, attention: EagerAttention) -> None:
+    _show(ax, canvas, canvas)
+    _hatch_padding(ax, canvas, photo)
+    _draw_grid(ax, canvas)
+    rows, columns = (p // WINDOW for p in attention.padded)
+    _label(
+        ax,
+        "1  Windows of the regular block",
+        f"{rows} x {columns} windows of {WINDOW} x {WINDOW} tokens, {WINDOW_PIXELS} x {WINDOW_PIXELS} pixels each. A "
+        "token attends to its own window only. Hatched: padding, which the op makes up as it reads.",
+    )
+
+
+def _draw_shifted(ax: Axes, canvas: Pixels, photo: Pixels, regions: npt.NDArray[np.float64]) -> None:
+    _show(ax, canvas, canvas)
+    _show(ax, canvas, np.roll(regions, (SHIFT, SHIFT), (0, 1)), interpolation="nearest")
+    _hatch_padding(ax, canvas, photo)
+    _draw_grid(ax, canvas, SHIFT_PIXELS)
+    _label(
+        ax,
+        "2  Windows of the shifted block",
+        f"Moved by {SHIFT} tokens, {SHIFT_PIXELS} pixels. What is cut off at one border shares windows with the "
+        "opposite border. Colours: the shift regions that the mask keeps apart there.",
+    )
+
+
+def _draw_corner(ax: Axes, canvas: Pixels, photo: Pixels, regions: npt.NDArray[np.float64], aspect: float) -> None:
+    height, width = canvas.shape[:2]
+    _show(ax, canvas, np.roll(canvas, (-SHIFT_PIXELS, -SHIFT_PIXELS), (0, 1)))
+    _show(ax, canvas, regions, interpolation="nearest")
+    _hatch_padding(ax, canvas, photo, SHIFT_PIXELS)
+    side = 3.5 * WINDOW_PIXELS
+    ax.set_xlim(max(0, width - side), width)
+    ax.set_ylim(height, max(0, height - side * aspect))
+    _draw_grid(ax, canvas)
+    corner = (width - WINDOW_PIXELS, height - WINDOW_PIXELS)
+    ax.add_patch(Rectangle(corner, WINDOW_PIXELS, WINDOW_PIXELS, fill=False, ec=INK, lw=3, clip_on=False))
+    _label(
+        ax,
+        "3  The last shifted windows, as the op sees them",
+        "The lower right corner of the padded and rolled grid. In one window a token attends to its own colour only; "
+        "the framed one has four. Neither grid nor mask is ever stored.",
+    )
+
+
+def _draw_attention(ax: Axes, canvas: Pixels, attention: EagerAttention, query: Query) -> None:
+    _show(ax, canvas, _dim(canvas), cmap="gray", vmin=0, vmax=1)
+    heat = np.full(attention.padded, np.nan)
+    rows, columns = (
+        (np.arange(start, start + WINDOW) + SHIFT) % p for start, p in zip(query.corner, attention.padded, strict=True)
+    )
+    heat[np.ix_(rows, columns)] = query.weights
+    _show(ax, canvas, heat, cmap="inferno", interpolation="nearest")
+    _label(
+        ax,
+        "4  Where one token looks",
+        f"At the {WINDOW * WINDOW} tokens of its window in the shifted block. Head {query.head + 1} of {NUM_HEADS}; "
+        "the token and head whose attention varies most.",
+    )
+
+
+def _draw_query_window(ax: Axes, overview: Axes, canvas: Pixels, query: Query, aspect: float) -> None:
+    """The query's window on the rolled grid, where it is one piece, with lines from its place on the overview."""
+    _show(ax, canvas, np.roll(_dim(canvas), (-SHIFT_PIXELS, -SHIFT_PIXELS), (0, 1)), cmap="gray", vmin=0, vmax=1)
+    top, left = query.corner[0] * PATCH, query.corner[1] * PATCH
+    bottom, right = top + WINDOW_PIXELS, left + WINDOW_PIXELS
+    ax.imshow(query.weights, cmap="inferno", extent=(left, right, bottom, top), alpha=0.8, interpolation="nearest")
+    low, high = query.weights.min(), query.weights.max()
+    for (row, column), weight in np.ndenumerate(query.weights):
+        ax.text(
+            left + (column + 0.5) * PATCH,
+            top + (row + 0.5) * PATCH,
+            f"{100 * weight:.1f}",
+            ha="center",
+            va="center",
+            size=10,
+            color="white" if weight < low + 0.6 * (high - low) else "black",
+        )
+    token = (left + query.token[1] * PATCH, top + query.token[0] * PATCH)
+    ax.add_patch(Rectangle(token, PATCH, PATCH, fill=False, ec=QUERY_COLOR, lw=3))
+    half = WINDOW_PIXELS / 2 + 1.25 * PATCH
+    half_x = max(half, half / aspect)
+    ax.set_xlim((left + right) / 2 - half_x, (left + right) / 2 + half_x)
+    ax.set_ylim((top + bottom) / 2 + half_x * aspect, (top + bottom) / 2 - half_x * aspect)
+    # On the overview nothing is rolled: the same window lies SHIFT tokens further down and right, in one piece or not.
+    left, top, right, bottom = (at + SHIFT_PIXELS for at in (left, top, right, bottom))
+    if right <= canvas.shape[1] and bottom <= canvas.shape[0]:
+        style: dict[str, Any] = {"color": QUERY_COLOR, "lw": 1.5}
+        overview.add_patch(Rectangle((left, top), WINDOW_PIXELS, WINDOW_PIXELS, fill=False, **style))
+        edge = blended_transform_factory(ax.transAxes, overview.transData)
+        for start, end in (((right, top), (0, 0)), ((right, bottom), (0, canvas.shape[0]))):
+            overview.figure.add_artist(ConnectionPatch(start, end, overview.transData, edge, **style))
+    _label(
+        ax,
+        "5  The same window, near",
+        f"Attention weights in percent, as computed; evenly spread, each would be {100 / WINDOW**2:.1f}. Blue frame: "
+        "the token that looks.",
+    )
+
+
+def _dim(canvas: Pixels) -> npt.NDArray[np.float64]:
+    """The photograph in dark gray, for colours to stand out on."""
+    return 0.2 + 0.45 * np.asarray(Image.fromarray(canvas).convert("L"), dtype=np.float64) / 255
+
+
+def _draw_times(ax: Axes, rows: list[Row]) -> None:
+    slowest = max(row.core_ms for row in rows)
+    y = 0.0
+    for index, row in enumerate(rows):
+        if index and row.path == "eager":
+            y += 0.6
+        ratio = "" if row.path == "eager" else f", {row.core_speed:.1f}x eager's speed"
+        ax.text(0, y - 0.32, f"{row.dtype} {row.path}: {row.core_ms:.1f} ms{ratio}", va="bottom", size=11.5, color=INK)
+        ax.barh(y, row.core_ms, color=PATH_COLORS[row.path], height=0.5)
+        y += 1.25
+    ax.set_xlim(0, slowest)
+    ax.set_ylim(y - 0.7, -1.0)
+    _label(
+        ax,
+        "6  Time of the core op on this photograph",
+        f"Medians; CPU threads: {torch.get_num_threads()}. Eager is plain PyTorch: pad, roll, cut, attend, put "
+        "together, roll back.",
+    )

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend computes a call: argument, then `with use_backend(...)`, then SWIN_FAST_BACKEND, then automatic.
+
+A choice sees only the dtype, the device, the window area and the head dimension: never the batch, the image size or
+the strides, so that a model takes the same arithmetic at every batch size and a compiled graph never has to ask again.
+Forced and impossible raises; automatic never raises, because the reference runs everything.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from .backends import native
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}  # other devices: reference
+
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+_ENVIRONMENT = os.environ.get("SWIN_FAST_BACKEND") or None
+_log = logging.getLogger("swin_fast")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that a choice may depend on."""
+
+    dtype: torch.dtype
+    device_type: str
+    capability: tuple[int, int] | None  # of a CUDA device
+    window_area: int  # N = Wh*Ww
+    head_dim: int
+
+    def __str__(self) -> str:
+        device = self.device_type + ("" if self.capability is None else " sm_{}{}".format(*self.capability))
+        return f"{_name(self.dtype)} {device} N={self.window_area} hd={self.head_dim}"
+
+
+def why_not(backend: str, problem: Problem) -> list[str]:
+    """Sentences saying why `backend` cannot compute `problem`; empty when it can.
+
+    Raises:
+        ValueError: no such backend.
+    """
+    check_backend(backend)
+    if backend == "cpu":
+        return _why_not_cpu(problem)
+    if backend in ("triton", "cuda"):
+        return [f"the {backend} backend is not part of this version of swin_fast"]
+    return []
+
+
+def choose(problem: Problem, forced: str | None = None) -> str:
+    """The backend for `problem`: the forced one, or the first in the order of its device that can compute it.
+
+    Raises:
+        ValueError: no such backend.
+        NotImplementedError: `forced` cannot compute `problem`; the message holds the sentences of `why_not`.
+    """
+    if forced is None:
+        order = ORDER.get(problem.device_type, ("reference",))
+        return next(backend for backend in order if not why_not(backend, problem))
+    if reasons := why_not(forced, problem):
+        raise NotImplementedError(f"backend {forced!r} cannot compute {problem}: {'; '.join(reasons)}")
+    return forced
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Forces a backend on every call of this thread inside the `with` block that names none itself.
+
+    Works inside `torch.compile`d code and around it. A backward pass uses the backend of its forward pass.
+
+    Raises:
+        ValueError: no such backend.
+    """
+    check_backend(name)
+    previous = _override.backend
+    _override.backend = name
+    try:
+        yield
+    finally:
+        _override.backend = previous
+
+
+def resolve(backend: str | None, dtype: torch.dtype, device: torch.device, window_area: int, head_dim: int) -> str:
+    """The backend of one call; `backend` is its argument. Traceable: the choice becomes a constant of the graph."""
+    forced = backend or _override.backend or _ENVIRONMENT
+    return _resolve(forced, dtype, device.type, device.index, window_area, head_dim)
+
+
+def backends() -> tuple[str, ...]:
+    """The backends that can run here, for at least one problem."""
+    devices = [("cpu", None)] + ([("cuda", torch.cuda.get_device_capability())] if torch.cuda.is_available() else [])
+    problems = [Problem(torch.float32, kind, capability, 49, 32) for kind, capability in devices]
+    return tuple(backend for backend in BACKENDS if any(not why_not(backend, problem) for problem in problems))
+
+
+def explain(
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    window_size: tuple[int, int] = (7, 7),
+    head_dim: int = 32,
+) -> str:
+    """A table for people: which backend is chosen for a problem, and why each other one is not."""
+    device = torch.device(device)
+    problem = _problem(dtype, device.type, device.index, window_size[0] * window_size[1], head_dim)
+    forced = _override.backend or _ENVIRONMENT
+    lines = [f"{problem}" + (f", forced: {forced}" if forced else "")]
+    reasons = {backend: why_not(backend, problem) for backend in BACKENDS}
+    chosen = None if forced and reasons[check_backend(forced)] else choose(problem, forced)
+    for backend in BACKENDS:
+        state = "chosen" if backend == chosen else "no" if reasons[backend] else "can"
+        lines.append(f"  {backend:<10} {state:<7} {'; '.join(reasons[backend])}".rstrip())
+    return "\n".join(lines)
+
+
+def check_backend(name: object) -> str:
+    """`name`, if it is one of `BACKENDS`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(name, str) or name not in BACKENDS:
+        source = " (from SWIN_FAST_BACKEND)" if name == _ENVIRONMENT else ""
+        raise ValueError(f"backend: got {name!r}{source}, want one of {', '.join(BACKENDS)}")
+    return name
+
+
+class _Override(threading.local):
+    # A threading.local and not a ContextVar, which Dynamo cannot trace; set per thread and not on the class, which
+    # Dynamo would guard wrongly.
+    def __init__(self) -> None:
+        self.backend: str | None = None
+
+
+_override = _Override()
+
+
+def _resolve(
+    forced: str | None, dtype: torch.dtype, device_type: str, index: int | None, window_area: int, head_dim: int
+) -> str:
+    return _resolve_once(forced, dtype, device_type, index, window_area, head_dim)
+
+
+# A constant of a traced graph: Dynamo guards all that it depends on. This is what torch.compiler.assume_constant_result
+# does, whose call imports torch._dynamo and doubles the time of `import swin_fast`.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _resolve_once(
+    forced: str | None, dtype: torch.dtype, device_type: str, index: int | None, window_area: int, head_dim: int
+) -> str:
+    problem = _problem(dtype, device_type, index, window_area, head_dim)
+    chosen = choose(problem, forced)
+    _log.info("%s -> %s%s", problem, chosen, " (forced)" if forced else "")  # once per problem, thanks to the cache
+    return chosen
+
+
+def _problem(dtype: torch.dtype, device_type: str, index: int | None, window_area: int, head_dim: int) -> Problem:
+    has_capability = device_type == "cuda" and torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability(index) if has_capability else None
+    return Problem(dtype, device_type, capability, window_area, head_dim)
+
+
+def _why_not_cpu(problem: Problem) -> list[str]:
+    reasons = native.cpu_why_not()
+    if problem.device_type != "cpu":
+        reasons.append(f"the cpu backend takes tensors on cpu, not on {problem.device_type}")
+    if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        reasons.append(f"the cpu backend takes float32, float16 and bfloat16, not {_name(problem.dtype)}")
+    if limits := native.cpu_build_info():
+        if problem.window_area > limits["max_window_area"]:
+            reasons.append(f"the cpu backend takes windows of up to {limits['max_window_area']} tokens")
+        if problem.head_dim > limits["max_head_dim"]:
+            reasons.append(f"the cpu backend takes head dimensions up to {limits['max_head_dim']}")
+    return reasons
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _configure_log(level: str | None) -> None:
+    if not level:
+        return
+    if level.lower() not in _LOG_LEVELS:
+        raise ValueError(f"SWIN_FAST_LOG: got {level!r}, want one of {', '.join(_LOG_LEVELS)}")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    _log.addHandler(handler)
+    _log.setLevel(level.upper())
+
+
+_configure_log(os.environ.get("SWIN_FAST_LOG"))

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The op table: one schema, one overload per backend, and what PyTorch must know of each, registered in one loop.
+
+Python defines; native code only implements, under its own dispatch key, when its library is loaded. To add a backend,
+add its name to `OVERLOADS` and register its kernels for it.
+
+The ops take what `functional.py` has checked and cast: bias and logit_scale in float32 (float64 with a float64 qkv),
+pad_value in the dtype of qkv. `out` and all gradients are contiguous and newly allocated; the gradient of an absent
+argument is an empty tensor of shape (0,). Nothing but the inputs is saved for backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.autograd.function import FunctionCtx
+
+from . import reference
+from .backends import native
+
+OVERLOADS = ("reference", "cpu")
+
+_ARGUMENTS = (
+    "Tensor qkv, Tensor? bias, Tensor? logit_scale, Tensor? pad_value, "
+    "int[2] window_size, int[2] shift_size, float scale, str pad_order, float mask_value"
+)
+_FWD_SCHEMA = f"({_ARGUMENTS}) -> Tensor"
+_BWD_SCHEMA = f"(Tensor grad_out, {_ARGUMENTS}) -> (Tensor dqkv, Tensor dbias, Tensor dlogit_scale, Tensor dpad_value)"
+
+_library = torch.library.Library("swin_fast", "DEF")
+
+
+def _statistics_dtype(qkv: Tensor) -> torch.dtype:
+    return torch.float64 if qkv.dtype == torch.float64 else torch.float32
+
+
+def _reference_fwd(
+    qkv: Tensor,
+    bias: Tensor | None,
+    logit_scale: Tensor | None,
+    pad_value: Tensor | None,
+    window_size: tuple[int, int],
+    shift_size: tuple[int, int],
+    scale: float,
+    pad_order: str,
+    mask_value: float,
+) -> Tensor:
+    return reference.window_attention(
+        qkv,
+        bias,
+        window_size=window_size,
+        shift_size=shift_size,
+        scale=scale,
+        logit_scale=logit_scale,
+        pad_value=pad_value,
+        pad_order=pad_order,
+        mask_value=mask_value,
+    )
+
+
+def _reference_bwd(
+    grad_out: Tensor,
+    qkv: Tensor,
+    bias: Tensor | None,
+    logit_scale: Tensor | None,
+    pad_value: Tensor | None,
+    window_size: tuple[int, int],
+    shift_size: tuple[int, int],
+    scale: float,
+    pad_order: str,
+    mask_value: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dqkv, dbias, dlogit_scale, dpad_value = reference.window_attention_bwd(
+        grad_out,
+        qkv,
+        bias,
+        window_size=window_size,
+        shift_size=shift_size,
+        scale=scale,
+        logit_scale=logit_scale,
+        pad_value=pad_value,
+        pad_order=pad_order,
+        mask_value=mask_value,
+    )
+    statistics = _statistics_dtype(qkv)
+    return (
+        dqkv,
+        qkv.new_empty(0, dtype=statistics) if dbias is None else dbias,
+        qkv.new_empty(0, dtype=statistics) if dlogit_scale is None else dlogit_scale,
+        qkv.new_empty(0) if dpad_value is None else dpad_value,
+    )
+
+
+def _fake_fwd(qkv: Tensor, *_: Any) -> Tensor:
+    B, H, W, _three, nH, hd = qkv.shape
+    return qkv.new_empty(B, H, W, nH * hd)
+
+
+def _fake_bwd(
+    grad_out: Tensor, qkv: Tensor, bias: Tensor | None, logit_scale: Tensor | None, pad_value: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    statistics = _statistics_dtype(qkv)
+    return (
+        qkv.new_empty(qkv.shape),
+        qkv.new_empty(0 if bias is None else bias.shape, dtype=statistics),
+        qkv.new_empty(0 if logit_scale is None else logit_scale.shape, dtype=statistics),
+        qkv.new_empty(0 if pad_value is None else pad_value.shape),
+    )
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+
+
+def _backward_through(bwd: OpOverload[..., Any]) -> Any:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        grads = bwd(grad_out, *inputs, *ctx.options)
+        present = (grad if tensor is not None else None for tensor, grad in zip(inputs, grads, strict=True))
+        return *present, *(None for _ in ctx.options)
+
+    return backward
+
+
+def _save_nothing(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Any) -> None: ...
+
+
+def _refuse_double_backward(ctx: FunctionCtx, *grads: Tensor) -> None:
+    # Without this formula a library op only warns, and then differentiates through a Python kernel or not at all.
+    raise NotImplementedError(
+        "swin_fast: window_attention has no second derivative (double backward); "
+        "use swin_fast.reference.window_attention, which is differentiable any number of times"
+    )
+
+
+def _refuse_vmap(info: Any, in_dims: Any, *args: Any) -> None:
+    raise NotImplementedError(
+        "swin_fast: window_attention does not work under vmap; its first dimension is the batch: fold the mapped "
+        "dimension into it"
+    )
+
+
+def _register(backend: str) -> tuple[OpOverload[..., Any], OpOverload[..., Any]]:
+    fwd_name, bwd_name = f"window_attention_fwd.{backend}", f"window_attention_bwd.{backend}"
+    for name, schema, fake in ((fwd_name, _FWD_SCHEMA, _fake_fwd), (bwd_name, _BWD_SCHEMA, _fake_bwd)):
+        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"swin_fast::{name}", fake, lib=_library)
+        torch.library.register_vmap(f"swin_fast::{name}", _refuse_vmap, lib=_library)
+    fwd = getattr(torch.ops.swin_fast.window_attention_fwd, backend)
+    bwd = getattr(torch.ops.swin_fast.window_attention_bwd, backend)
+    torch.library.register_autograd(fwd, _backward_through(bwd), setup_context=_save_inputs, lib=_library)
+    torch.library.register_autograd(bwd, _refuse_double_backward, setup_context=_save_nothing, lib=_library)
+    return fwd, bwd
+
+
+_table = {backend: _register(backend) for backend in OVERLOADS}
+WINDOW_ATTENTION_FWD = {backend: fwd for backend, (fwd, _) in _table.items()}
+WINDOW_ATTENTION_BWD = {backend: bwd for backend, (_, bwd) in _table.items()}
+
+_library.impl(WINDOW_ATTENTION_FWD["reference"], _reference_fwd, "CompositeExplicitAutograd")
+_library.impl(WINDOW_ATTENTION_BWD["reference"], _reference_bwd, "CompositeExplicitAutograd")
+native.cpu_library()  # registers window_attention_{fwd,bwd}.cpu under the CPU key

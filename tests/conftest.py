@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures: the backends, the native paths of the CPU, and a clean process state around every test.
+
+A backend that cannot run here is skipped with the sentences of `why_not`; if SWIN_FAST_REQUIRE names it, that is a
+failure. The same suite runs on a GPU machine: triton and cuda take their tensors on device "cuda".
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from cases import ISAS, Case
+from swin_fast import dispatch
+from swin_fast.backends import native
+
+REQUIRED = tuple(filter(None, os.environ.get("SWIN_FAST_REQUIRE", "").split(",")))
+
+if unknown := set(REQUIRED) - set(dispatch.BACKENDS):
+    raise pytest.UsageError(f"SWIN_FAST_REQUIRE: got {sorted(unknown)}, want some of {', '.join(dispatch.BACKENDS)}")
+
+
+@dataclass(frozen=True)
+class KernelPath:
+    """One implementation: a backend and, for the CPU's, the instruction set that is selected while the test runs."""
+
+    backend: str
+    device: str
+    isa: str | None = None
+
+    def __str__(self) -> str:
+        return self.backend if self.isa is None else f"{self.backend}[{self.isa}]"
+
+    def require(self, case: Case, dtype: torch.dtype) -> None:
+        """Skips (or fails, see above) the test if the backend cannot compute the case."""
+        _require(self.backend, self.device, dtype, case.N, case.hd)
+
+
+def _device(backend: str) -> str:
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    return "cuda" if backend in ("triton", "cuda") and not interpreted else "cpu"
+
+
+def _require(backend: str, device: str, dtype: torch.dtype, window_area: int, head_dim: int) -> None:
+    usable = device == "cpu" or torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if device == "cuda" and usable else None
+    reasons = dispatch.why_not(backend, dispatch.Problem(dtype, device, capability, window_area, head_dim))
+    if not usable:
+        reasons = [*reasons, "PyTorch sees no CUDA device"]
+    if reasons:
+        sentence = f"{backend}: {'; '.join(reasons)}"
+        if backend in REQUIRED:
+            pytest.fail(f"SWIN_FAST_REQUIRE names a backend that cannot run. {sentence}", pytrace=False)
+        pytest.skip(sentence)
+
+
+def _make_path(backend: str, isa: str | None) -> Iterator[KernelPath]:
+    path = KernelPath(backend, _device(backend), isa)
+    _require(backend, path.device, torch.float32, 49, 32)
+    if isa is None:
+        yield path
+        return
+    if isa not in native.cpu_isas():
+        pytest.skip(f"cpu: this build on this CPU has no {isa} path, only {', '.join(native.cpu_isas())}")
+    before = native.cpu_isa()
+    native.select_cpu_isa(isa)
+    try:
+        yield path
+    finally:
+        native.select_cpu_isa(before)
+
+
+_NATIVE = [("cpu", isa) for isa in ISAS] + [("triton", None), ("cuda", None)]
+
+
+def _id(parameter: tuple[str, str | None]) -> str:
+    return "-".join(filter(None, parameter))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrises the paths last, so that they vary fastest: all of them run a case while its truth is at hand."""
+    for name, parameters in (("path", [("reference", None), *_NATIVE]), ("native_path", _NATIVE)):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, parameters, ids=_id, indirect=True)
+
+
+@pytest.fixture
+def path(request: pytest.FixtureRequest) -> Iterator[KernelPath]:
+    """Every backend, and every instruction set of the CPU backend."""
+    yield from _make_path(*request.param)
+
+
+@pytest.fixture
+def native_path(request: pytest.FixtureRequest) -> Iterator[KernelPath]:
+    """`path` without the reference: the kernels that promise determinism."""
+    yield from _make_path(*request.param)
+
+
+@pytest.fixture(params=dispatch.BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend, by name; the CPU with the instruction set it chose itself."""
+    _require(request.param, _device(request.param), torch.float32, 49, 32)
+    return request.param
+
+
+@pytest.fixture
+def device(backend: str) -> str:
+    """Where `backend` takes its tensors."""
+    return _device(backend)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of the CPU backend, selected while the test runs."""
+    for selected in _make_path("cpu", request.param):
+        yield str(selected.isa)
+
+
+@pytest.fixture
+def restore_isa() -> Iterator[None]:
+    """For tests that select instruction sets themselves: the one selected before them is back after them."""
+    before = native.cpu_isa()
+    yield
+    if before:
+        native.select_cpu_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def _clean_process() -> Iterator[None]:
+    """Fixed global seeds before a test; threads, default dtype and determinism flags restored after it."""
+    random.seed(0)
+    torch.manual_seed(0)
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture
+def run_script() -> Callable[..., str]:
+    """Runs Python source in a fresh process that sees the same packages; returns its standard output."""
+
+    def run(source: str, *arguments: str, timeout: float) -> str:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", source, *arguments],
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env=environment,
+                cwd=Path(__file__).parent,
+            )
+        except subprocess.TimeoutExpired as error:
+            pytest.fail(f"not finished after {timeout} s: {error.stdout!r} {error.stderr!r}", pytrace=False)
+        if done.returncode != 0:
+            pytest.fail(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}", pytrace=False)
+        return done.stdout
+
+    return run
+
+
+def pytest_report_header() -> list[str]:
+    """What these tests run on, and with."""
+    isas = ", ".join(native.cpu_isas()) or "; ".join(native.cpu_why_not())
+    return [
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; cpu kernels: {isas}",
+        f"required backends: {', '.join(REQUIRED) or 'none'}",
+    ]

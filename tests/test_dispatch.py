@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dispatch rule: a table of made-up problems, precedence, forcing, and what is said when something cannot run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import swin_fast
+from swin_fast import dispatch
+from swin_fast.backends import native
+from swin_fast.dispatch import BACKENDS, Problem
+
+HALF, SINGLE, DOUBLE = torch.float16, torch.float32, torch.float64
+LIMITS = {"max_window_area": 1024, "max_head_dim": 128}
+
+
+@pytest.fixture
+def cpu_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule must not depend on whether this machine has built the library."""
+    monkeypatch.setattr(native, "cpu_why_not", lambda: [])
+    monkeypatch.setattr(native, "cpu_build_info", lambda: LIMITS)
+
+
+@pytest.fixture
+def cpu_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "cpu_why_not", lambda: ["the CPU library is not built"])
+    monkeypatch.setattr(native, "cpu_build_info", lambda: {})
+
+
+@pytest.fixture
+def fresh_choices() -> Any:
+    """Forgets the choices of earlier calls, before and after the test."""
+    dispatch._resolve_once.cache_clear()
+    yield
+    dispatch._resolve_once.cache_clear()
+
+
+#: (problem, automatic choice, {backend: a part of its reason}); a backend that is not named can run the problem.
+LATER = {"triton": "not part of this version", "cuda": "not part of this version"}
+TABLE = [
+    (Problem(SINGLE, "cpu", None, 49, 32), "cpu", LATER),
+    (Problem(HALF, "cpu", None, 144, 32), "cpu", LATER),
+    (Problem(torch.bfloat16, "cpu", None, 1024, 128), "cpu", LATER),
+    (Problem(SINGLE, "cpu", None, 1, 2), "cpu", LATER),
+    (Problem(DOUBLE, "cpu", None, 49, 32), "reference", {"cpu": "not float64", **LATER}),
+    (Problem(SINGLE, "cpu", None, 1025, 32), "reference", {"cpu": "up to 1024 tokens", **LATER}),
+    (Problem(SINGLE, "cpu", None, 49, 130), "reference", {"cpu": "up to 128", **LATER}),
+    (Problem(SINGLE, "cuda", (9, 0), 49, 32), "reference", {"cpu": "on cpu, not on cuda", **LATER}),
+    (Problem(HALF, "cuda", (7, 5), 49, 32), "reference", {"cpu": "on cpu, not on cuda", **LATER}),
+    (Problem(SINGLE, "mps", None, 49, 32), "reference", {"cpu": "on cpu, not on mps", **LATER}),
+    (Problem(HALF, "xpu", None, 49, 32), "reference", {"cpu": "on cpu, not on xpu", **LATER}),
+    (Problem(SINGLE, "meta", None, 49, 32), "reference", {"cpu": "on cpu, not on meta", **LATER}),
+]
+
+
+@pytest.mark.parametrize(("problem", "choice", "reasons"), TABLE, ids=[str(row[0]).replace(" ", "-") for row in TABLE])
+def test_table(cpu_built: None, problem: Problem, choice: str, reasons: dict[str, str]) -> None:
+    assert dispatch.choose(problem) == choice
+    for backend in BACKENDS:
+        sentences = dispatch.why_not(backend, problem)
+        if backend not in reasons:
+            assert sentences == []
+            assert dispatch.choose(problem, backend) == backend
+            continue
+        assert any(reasons[backend] in sentence for sentence in sentences)
+        with pytest.raises(NotImplementedError, match=backend) as error:
+            dispatch.choose(problem, backend)
+        assert all(sentence in str(error.value) for sentence in sentences)
+        assert str(problem) in str(error.value)
+
+
+def test_every_reason_is_told_at_once(cpu_built: None) -> None:
+    assert len(dispatch.why_not("cpu", Problem(DOUBLE, "cuda", (9, 0), 2000, 200))) == 4
+
+
+def test_a_missing_library_leaves_the_reference(cpu_missing: None) -> None:
+    problem = TABLE[0][0]
+    assert dispatch.choose(problem) == "reference"
+    assert dispatch.why_not("cpu", problem) == ["the CPU library is not built"]
+    with pytest.raises(NotImplementedError, match="the CPU library is not built"):
+        dispatch.choose(problem, "cpu")
+
+
+def test_the_order_prefers_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "why_not", lambda backend, problem: [])
+    assert dispatch.choose(Problem(SINGLE, "cuda", (9, 0), 49, 32)) == "cuda"
+    assert dispatch.choose(Problem(SINGLE, "cpu", None, 49, 32)) == "cpu"
+    assert dispatch.choose(Problem(SINGLE, "mps", None, 49, 32)) == "reference"
+    monkeypatch.setattr(dispatch, "why_not", lambda backend, problem: ["no"] if backend == "cuda" else [])
+    assert dispatch.choose(Problem(SINGLE, "cuda", (9, 0), 49, 32)) == "triton"
+
+
+def test_a_choice_sees_neither_batch_nor_image_size_nor_strides() -> None:
+    names = {field.name for field in dataclasses.fields(Problem)}
+    assert names == {"dtype", "device_type", "capability", "window_area", "head_dim"}
+
+
+@pytest.mark.parametrize("name", ["", "CPU", "auto", "cudnn", None, 3])
+def test_unknown_backend(name: Any) -> None:
+    problem = TABLE[0][0]
+    for call in (lambda: dispatch.why_not(name, problem), lambda: swin_fast.use_backend(name).__enter__()):
+        with pytest.raises(ValueError, match=r"backend: got .*, want one of reference, cpu, triton, cuda"):
+            call()
+
+
+# --- precedence: argument, use_backend, SWIN_FAST_BACKEND, automatic
+
+
+def _choice(backend: str | None = None) -> str:
+    return dispatch.resolve(backend, SINGLE, torch.device("cpu"), 49, 32)
+
+
+def test_argument_beats_use_backend_beats_environment_beats_automatic(
+    monkeypatch: pytest.MonkeyPatch, fresh_choices: None, cpu_built: None
+) -> None:
+    monkeypatch.setattr(dispatch, "_ENVIRONMENT", None)
+    assert _choice() == "cpu"
+    monkeypatch.setattr(dispatch, "_ENVIRONMENT", "reference")
+    assert _choice() == "reference"
+    with swin_fast.use_backend("cpu"):
+        assert _choice() == "cpu"
+        assert _choice("reference") == "reference"
+        with swin_fast.use_backend("reference"):
+            assert _choice() == "reference"
+        assert _choice() == "cpu"
+    assert _choice() == "reference"
+
+
+def test_use_backend_ends_with_its_block_also_after_an_error(fresh_choices: None) -> None:
+    with pytest.raises(KeyError), swin_fast.use_backend("reference"):
+        assert dispatch._override.backend == "reference"
+        raise KeyError
+    assert dispatch._override.backend is None
+
+
+def test_use_backend_belongs_to_its_thread() -> None:
+    seen: list[str | None] = []
+    with swin_fast.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(dispatch._override.backend))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+
+
+def test_a_forced_backend_that_cannot_run_raises_through_the_public_function() -> None:
+    qkv = torch.zeros(1, 4, 4, 3, 1, 2)
+    with pytest.raises(NotImplementedError, match="not part of this version"):
+        swin_fast.window_attention(qkv, None, window_size=2, backend="cuda")
+    with swin_fast.use_backend("triton"), pytest.raises(NotImplementedError, match="not part of this version"):
+        swin_fast.window_attention(qkv, None, window_size=2)
+    with pytest.raises(NotImplementedError, match="not float64"):
+        swin_fast.window_attention(qkv.double(), None, window_size=2, backend="cpu")
+
+
+def test_float64_takes_the_reference_by_itself() -> None:
+    qkv = torch.randn(1, 4, 4, 3, 1, 2, dtype=DOUBLE)
+    out = swin_fast.window_attention(qkv, None, window_size=2)
+    assert out.dtype == DOUBLE
+    assert torch.equal(out, swin_fast.window_attention(qkv, None, window_size=2, backend="reference"))
+
+
+CALL = "import torch, swin_fast; swin_fast.window_attention(torch.zeros(1, 4, 4, 3, 1, 2), None, window_size=2)"
+
+
+def test_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch, run_script: Callable[..., str]) -> None:
+    script = f"{CALL}; print(swin_fast.dispatch.resolve(None, torch.float32, torch.device('cpu'), 4, 2))"
+    monkeypatch.setenv("SWIN_FAST_BACKEND", "reference")
+    assert run_script(script, timeout=60) == "reference\n"
+    monkeypatch.setenv("SWIN_FAST_BACKEND", "")
+    assert run_script(script, timeout=60) in ("cpu\n", "reference\n")
+
+
+def test_a_bad_environment_is_named_at_the_first_call(
+    monkeypatch: pytest.MonkeyPatch, run_script: Callable[..., str]
+) -> None:
+    monkeypatch.setenv("SWIN_FAST_BACKEND", "fastest")
+    script = f"try:\n    {CALL}\nexcept ValueError as error:\n    print(error)"
+    wanted = "backend: got 'fastest' (from SWIN_FAST_BACKEND), want one of reference, cpu, triton, cuda\n"
+    assert run_script(script, timeout=60) == wanted
+
+
+# --- the log
+
+
+def test_log_has_one_line_per_problem_and_choice(
+    caplog: pytest.LogCaptureFixture, fresh_choices: None, cpu_built: None
+) -> None:
+    with caplog.at_level(logging.INFO, "swin_fast"):
+        for B in (1, 2):
+            for hd in (2, 4):
+                swin_fast.window_attention(torch.zeros(B, 4, 4 + B, 3, 1, hd), None, window_size=2, backend="reference")
+    lines = [f"float32 cpu N=4 hd={hd} -> reference (forced)" for hd in (2, 4)]
+    assert [record.getMessage() for record in caplog.records] == lines
+
+
+def test_log_level_from_the_environment(monkeypatch: pytest.MonkeyPatch, run_script: Callable[..., str]) -> None:
+    script = f"import sys; sys.stderr = sys.stdout\n{CALL}"
+    monkeypatch.setenv("SWIN_FAST_BACKEND", "reference")
+    monkeypatch.setenv("SWIN_FAST_LOG", "info")
+    assert run_script(script, timeout=60) == "swin_fast: float32 cpu N=4 hd=2 -> reference (forced)\n"
+    monkeypatch.setenv("SWIN_FAST_LOG", "warning")
+    assert run_script(script, timeout=60) == ""
+    monkeypatch.setenv("SWIN_FAST_LOG", "loud")
+    script = "try:\n    import swin_fast\nexcept ValueError as error:\n    print(error)"
+    wanted = "SWIN_FAST_LOG: got 'loud', want one of debug, info, warning, error\n"
+    assert run_script(script, timeout=60) == wanted
+
+
+# --- what people are told
+
+
+def test_explain_names_every_backend_its_state_and_its_reasons(cpu_built: None) -> None:
+    rows = {line.split()[0]: line for line in swin_fast.explain().splitlines()[1:]}
+    assert list(rows) == list(BACKENDS)
+    assert "chosen" in rows["cpu"]
+    assert "can" in rows["reference"].split()
+    assert "not part of this version" in rows["triton"]
+    assert "float64 cpu N=64 hd=16" in swin_fast.explain(DOUBLE, "cpu", (8, 8), 16)
+    assert "not float64" in swin_fast.explain(DOUBLE)
+    assert "not on mps" in swin_fast.explain(device="mps")
+
+
+def test_explain_shows_a_forced_backend(cpu_built: None) -> None:
+    with swin_fast.use_backend("reference"):
+        text = swin_fast.explain()
+    assert "forced: reference" in text
+    assert "reference  chosen" in text
+    with swin_fast.use_backend("cuda"):
+        text = swin_fast.explain()
+    assert "forced: cuda" in text
+    assert "chosen" not in text
+
+
+def test_backends_are_those_that_can_run(cpu_built: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert swin_fast.backends() == ("reference", "cpu")
+    monkeypatch.setattr(native, "cpu_why_not", lambda: ["the CPU library is not built"])
+    assert swin_fast.backends() == ("reference",)
+
+
+# --- the native library
+
+
+@pytest.fixture
+def fresh_library(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Forgets which library was loaded, before and after the test."""
+    native._cpu.cache_clear()
+    yield monkeypatch
+    native._cpu.cache_clear()
+
+
+def test_no_library(fresh_library: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fresh_library.setattr(native, "CPU_LIBRARY", tmp_path / "libswin_fast_cpu.so")
+    assert native.cpu_library() is None
+    assert native.cpu_why_not() == ["the CPU library is not built: libswin_fast_cpu.so is not in the package"]
+    assert native.cpu_build_info() == {}
+    assert native.cpu_isas() == ()
+    assert native.cpu_isa() == ""
+    with pytest.raises(ValueError, match="name: got 'scalar'"):
+        native.select_cpu_isa("scalar")
+
+
+def test_a_broken_library_is_a_sentence_and_no_crash(fresh_library: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "libswin_fast_cpu.so"
+    broken.write_bytes(b"not a library")
+    fresh_library.setattr(native, "CPU_LIBRARY", broken)
+    (sentence,) = native.cpu_why_not()
+    assert sentence.startswith("the CPU library cannot be used: ")
+    assert dispatch.choose(TABLE[0][0]) == "reference"
+
+
+@pytest.fixture
+def library() -> Any:
+    """The loaded library; its tests are skipped without one, unless SWIN_FAST_REQUIRE names the backend."""
+    if native.cpu_library() is None:
+        message = f"cpu: {'; '.join(native.cpu_why_not())}"
+        if "cpu" in os.environ.get("SWIN_FAST_REQUIRE", "").split(","):
+            pytest.fail(message)
+        pytest.skip(message)
+    before = native.cpu_isa()
+    yield native.cpu_library()
+    native.select_cpu_isa(before)
+
+
+def test_build_info_of_the_library(library: Any) -> None:
+    facts = native.cpu_build_info()
+    assert set(facts) >= {
+        "version",
+        "compiler",
+        "isa_compiled",
+        "instances",
+        "max_window_area",
+        "max_head_dim",
+        "torch_target",
+    }
+    assert facts["isa_compiled"][0] == "scalar"
+    assert facts["max_window_area"] == swin_fast.functional.MAX_WINDOW_AREA
+    assert facts["max_head_dim"] == swin_fast.functional.MAX_HEAD_DIM
+
+
+def test_select_isa(library: Any) -> None:
+    before = native.cpu_isa()
+    assert native.cpu_isas()[0] == "scalar"
+    assert before in native.cpu_isas()
+    for isa in native.cpu_isas():
+        native.select_cpu_isa(isa)
+        assert native.cpu_isa() == isa
+    native.select_cpu_isa("scalar")
+    for bad in ("", "sse9", "AVX2"):
+        with pytest.raises(ValueError, match="name: got"):
+            native.select_cpu_isa(bad)
+        assert native.cpu_isa() == "scalar"
+
+
+def test_environment_selects_the_isa(
+    library: Any, monkeypatch: pytest.MonkeyPatch, run_script: Callable[..., str]
+) -> None:
+    script = "from swin_fast import dispatch; print(dispatch.native.cpu_isa()); print(dispatch.explain())"
+    monkeypatch.setenv("SWIN_FAST_ISA", "scalar")
+    assert run_script(script, timeout=60).splitlines()[0] == "scalar"
+    monkeypatch.setenv("SWIN_FAST_ISA", "sse9")
+    text = run_script(script, timeout=60)
+    assert "reference  chosen" in text
+    assert "SWIN_FAST_ISA=sse9 cannot run here" in text
