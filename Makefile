@@ -37,9 +37,10 @@ needs-%: ;
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'swin_fast needs Python 3.10 or newer, $(PYTHON) is ' + sys.version)"
-	@$(PYTHON) -c "import venv, ensurepip" || { echo "$(PYTHON) cannot make a virtual environment: install its venv module \
-	(Debian, Ubuntu: apt install python3-venv), or use the Python that is active: make ... VENV=none"; exit 1; }
+	@$(PYTHON) -c "import sys; \
+	sys.exit(sys.version_info < (3, 10) and 'swin_fast needs Python 3.10 or newer; $(PYTHON) is ' + sys.version)"
+	@$(PYTHON) -c "import venv, ensurepip" || { echo "$(PYTHON) cannot make a virtual environment: install its venv \
+	module (Debian, Ubuntu: apt install python3-venv), or use the Python that is active: make ... VENV=none"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.with-build-tools: constraints.txt pyproject.toml | $(VENV)/bin/python

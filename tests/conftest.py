@@ -136,10 +136,15 @@ def restore_isa() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _clean_process() -> Iterator[None]:
-    """Fixed global seeds before a test; threads, default dtype and determinism flags restored after it."""
+    """Fixed global seeds and one thread before a test; threads, default dtype and determinism flags restored after it.
+
+    One thread, because plain PyTorch gains nothing from more on small tensors, and its threads wait for each other on a
+    busy machine. What the kernels do on several threads is the matter of test_determinism.py and test_fork.py.
+    """
     random.seed(0)
     torch.manual_seed(0)
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)
     deterministic = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     yield

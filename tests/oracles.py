@@ -247,6 +247,7 @@ def eager(
 
 # --------------------------------------------------------------------------------------------------------------- runs
 
+
 #: (qkv, bias, logit_scale, pad_value) -> out
 Attention = Callable[[Tensor, "Tensor | None", "Tensor | None", "Tensor | None"], Tensor]
 Results = dict[str, Tensor]

@@ -313,11 +313,23 @@ def test_attention_dropout_runs_under_autocast() -> None:
 
 
 def test_dropout_of_projection_and_mlp_is_active_in_training_only() -> None:
-    block = PADDED.block(drop=0.5)
+    block = PADDED.block(drop=1.0)
     x, _ = PADDED.tokens()
-    assert not torch.equal(block(x), block(x))
+    assert torch.equal(block(x), x)
+    assert not block.attn(x).any()
     block.eval()
     assert torch.equal(block(x), PADDED.block()(x))
+
+
+def test_mlp_is_the_erf_gelu_between_two_linears_with_dropout_after_each() -> None:
+    mlp = PADDED.block(drop=0.5).mlp
+    x, _ = PADDED.tokens()
+    torch.manual_seed(4)
+    got = mlp(x)
+    torch.manual_seed(4)
+    hidden = F.linear(x, mlp.fc1.weight, mlp.fc1.bias)
+    hidden = F.dropout(hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5)), 0.5)
+    torch.testing.assert_close(got, F.dropout(F.linear(hidden, mlp.fc2.weight, mlp.fc2.bias), 0.5))
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints
@@ -341,6 +353,11 @@ def test_state_dict_has_the_keys_of_the_released_blocks() -> None:
         "mlp.fc2.weight": (96, 384),
         "mlp.fc2.bias": (96,),
     }
+
+
+def test_without_qkv_bias_the_key_is_gone() -> None:
+    with_bias, without = SwinBlock(96, None, 3).state_dict(), SwinBlock(96, None, 3, qkv_bias=False).state_dict()
+    assert with_bias.keys() - without.keys() == {"attn.qkv.bias"}
 
 
 @pytest.mark.parametrize("prefix", ["", "layers.0.blocks.1."])

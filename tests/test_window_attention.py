@@ -253,6 +253,7 @@ def test_poisoned_memory(path: KernelPath, case: Case, dtype: torch.dtype) -> No
     path.require(case, dtype)
     inputs = make_inputs(case, dtype, path.device)
     clean = oracles.run_op(inputs, path.backend)
+    torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     assert torch.empty(8).isnan().all()

@@ -16,7 +16,6 @@ namespace {
 struct FloatProduct {
   static constexpr bool kShortExp = false;
   static SWIN_FAST_INLINE vf dot(vf acc, vf a, vf b) { return fma(a, b, acc); }
-  static SWIN_FAST_INLINE vx dot_x(vx acc, vx a, vx b) { return fma_x(a, b, acc); }
 };
 
 #ifdef SWIN_FAST_ISA_AVX512_BF16
@@ -26,37 +25,29 @@ struct PairProduct {
   static SWIN_FAST_INLINE vf dot(vf acc, vf a, vf b) {
     return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
-  static SWIN_FAST_INLINE vx dot_x(vx acc, vx a, vx b) {
-    return _mm_dpbf16_ps(acc, reinterpret_cast<__m128bh>(a), reinterpret_cast<__m128bh>(b));
-  }
 };
 #endif
 
-// C[m][.] (+)= sum_k A[m][k] B[k][.] for kM rows and NV vectors of columns, plus one narrow vector if kNarrow.
-// A[m][k] stands at a[m * ars + k * acs]; the accumulators are kM * (NV + kNarrow) registers.
-template <class Product, int kM, int NV, bool kNarrow, bool kAccumulate>
+// C[m][.] (+)= sum_k A[m][k] B[k][.] for kM rows and NV vectors of columns. A[m][k] stands at a[m * ars + k * acs]; the
+// accumulators are kM * NV registers.
+template <class Product, int kM, int NV, bool kAccumulate>
 SWIN_FAST_INLINE void gemm_tile(int K, const float* a, int64_t ars, int64_t acs, const float* b, int64_t ldb, float* c,
                                 int64_t ldc) {
-  vf acc[kM][NV ? NV : 1];
-  vx acc_x[kM];
+  vf acc[kM][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < kM; i++) {
 #pragma GCC unroll 16
     for (int v = 0; v < NV; v++) acc[i][v] = kAccumulate ? loadf(c + i * ldc + v * kWidth) : zero();
-    if constexpr (kNarrow) acc_x[i] = kAccumulate ? loadf_x(c + i * ldc + NV * kWidth) : zero_x();
   }
   for (int k = 0; k < K; k++) {
-    vf bv[NV ? NV : 1];
+    vf bv[NV];
 #pragma GCC unroll 16
     for (int v = 0; v < NV; v++) bv[v] = loadf(b + v * kWidth);
 #pragma GCC unroll 16
     for (int i = 0; i < kM; i++) {
-      if constexpr (NV > 0) {
-        const vf x = set1(a[i * ars]);
+      const vf x = set1(a[i * ars]);
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; v++) acc[i][v] = Product::dot(acc[i][v], x, bv[v]);
-      }
-      if constexpr (kNarrow) acc_x[i] = Product::dot_x(acc_x[i], set1_x(a[i * ars]), loadf_x(b + NV * kWidth));
+      for (int v = 0; v < NV; v++) acc[i][v] = Product::dot(acc[i][v], x, bv[v]);
     }
     a += acs;
     b += ldb;
@@ -65,34 +56,32 @@ SWIN_FAST_INLINE void gemm_tile(int K, const float* a, int64_t ars, int64_t acs,
   for (int i = 0; i < kM; i++) {
 #pragma GCC unroll 16
     for (int v = 0; v < NV; v++) storef(c + i * ldc + v * kWidth, acc[i][v]);
-    if constexpr (kNarrow) storef_x(c + i * ldc + NV * kWidth, acc_x[i]);
   }
 }
 
 // Rows of a register tile that is `vectors` wide: as many accumulators as leave room for B and one broadcast.
 constexpr int max_rows(int vectors) {
-  if (kRegisters == 32) return vectors >= 4 ? 7 : vectors == 3 ? 9 : vectors == 2 ? 13 : 14;
+  if (kRegisters == 32) return vectors >= 4 ? 6 : vectors == 3 ? 9 : vectors == 2 ? 13 : 14;
   return vectors >= 4 ? 2 : vectors == 3 ? 4 : vectors == 2 ? 6 : 8;
 }
 
 // All rows of one chunk of columns. kM > 0: the count is known and is cut into nearly equal register tiles.
-template <class Product, int kM, int NV, bool kNarrow, bool kAccumulate>
+template <class Product, int kM, int NV, bool kAccumulate>
 SWIN_FAST_INLINE void gemm_rows(int M, int K, const float* a, int64_t ars, int64_t acs, const float* b, int64_t ldb,
                                 float* c, int64_t ldc) {
-  constexpr int kMax = max_rows(NV + kNarrow);
+  constexpr int kMax = max_rows(NV);
   if constexpr (kM > 0) {
     constexpr int kTiles = (kM + kMax - 1) / kMax, kSmall = kM / kTiles, kLarge = kM % kTiles;
     for (int t = 0; t < kLarge; t++, a += (kSmall + 1) * ars, c += (kSmall + 1) * ldc)
-      gemm_tile<Product, kSmall + 1, NV, kNarrow, kAccumulate>(K, a, ars, acs, b, ldb, c, ldc);
+      gemm_tile<Product, kSmall + 1, NV, kAccumulate>(K, a, ars, acs, b, ldb, c, ldc);
     for (int t = 0; t < kTiles - kLarge; t++, a += kSmall * ars, c += kSmall * ldc)
-      gemm_tile<Product, kSmall, NV, kNarrow, kAccumulate>(K, a, ars, acs, b, ldb, c, ldc);
+      gemm_tile<Product, kSmall, NV, kAccumulate>(K, a, ars, acs, b, ldb, c, ldc);
   } else {
     constexpr int kStep = kMax >= 8 ? 8 : kMax >= 4 ? 4 : 2;
     int i = 0;
     for (; i + kStep <= M; i += kStep)
-      gemm_tile<Product, kStep, NV, kNarrow, kAccumulate>(K, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc);
-    for (; i < M; i++)
-      gemm_tile<Product, 1, NV, kNarrow, kAccumulate>(K, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc);
+      gemm_tile<Product, kStep, NV, kAccumulate>(K, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc);
+    for (; i < M; i++) gemm_tile<Product, 1, NV, kAccumulate>(K, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc);
   }
 }
 
@@ -102,44 +91,56 @@ constexpr int chunk_vectors(int vectors) {
   return vectors <= 3 ? vectors : vectors % 3 == 0 ? 3 : 2;
 }
 
-// C = A B (or C += A B): M x columns, contraction length K in elements. kM, kColumns > 0 give compile-time sizes; a run-time
-// `columns` is rounded up to whole vectors, so B and C need that much room behind the last column.
+// C = A B (or C += A B): M x columns, contraction length K in elements. kM, kColumns > 0 give compile-time sizes. Columns are
+// rounded up to whole vectors, so B and C need that much room behind the last one.
 template <class Product, int kM, int kColumns, bool kAccumulate>
 SWIN_FAST_INLINE void gemm(int M, int columns, int K, const float* a, int64_t ars, int64_t acs, const float* b,
                            int64_t ldb, float* c, int64_t ldc) {
+  constexpr int kVectors = (kColumns + kWidth - 1) / kWidth;
+  constexpr int kChunk = kColumns > 0 ? chunk_vectors(kVectors) : kRegisters == 32 ? 3 : 2;
+  const int vectors = kColumns > 0 ? kVectors : (columns + kWidth - 1) / kWidth;
+  int v = 0;
+  for (; v + kChunk <= vectors; v += kChunk)
+    gemm_rows<Product, kM, kChunk, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth, ldc);
   if constexpr (kColumns > 0) {
-    constexpr int kRest = kColumns % kWidth;
-    constexpr bool kNarrow = kHasNarrow && kRest > 0 && kRest <= 4;
-    constexpr int kVectors = kColumns / kWidth + (kRest > 0 && !kNarrow);
-    constexpr int kChunk = chunk_vectors(kVectors);
-    constexpr int kChunks = kVectors / kChunk, kLast = kVectors % kChunk;
-    for (int t = 0; t < kChunks; t++, b += kChunk * kWidth, c += kChunk * kWidth)
-      gemm_rows<Product, kM, kChunk, false, kAccumulate>(M, K, a, ars, acs, b, ldb, c, ldc);
-    if constexpr (kLast > 0) {
-      gemm_rows<Product, kM, kLast, false, kAccumulate>(M, K, a, ars, acs, b, ldb, c, ldc);
-      b += kLast * kWidth, c += kLast * kWidth;
-    }
-    // A pass of its own: together with three vectors it would take 33 registers.
-    if constexpr (kNarrow) gemm_rows<Product, kM, 0, true, kAccumulate>(M, K, a, ars, acs, b, ldb, c, ldc);
+    if constexpr (kVectors % kChunk > 0)
+      gemm_rows<Product, kM, kVectors % kChunk, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth, ldc);
   } else {
-    constexpr int kChunk = kRegisters == 32 ? 3 : 2;
-    int v = 0;
-    const int vectors = (columns + kWidth - 1) / kWidth;
-    for (; v + kChunk <= vectors; v += kChunk)
-      gemm_rows<Product, 0, kChunk, false, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth, ldc);
     for (; v < vectors; v++)
-      gemm_rows<Product, 0, 1, false, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth, ldc);
+      gemm_rows<Product, kM, 1, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth, ldc);
   }
 }
 
-// ------------------------------------------------------------------------------------------------------- packing
-// `rows[n]` points at the hd values of token n of one of q, k, v or grad_out, wherever in the image it stands.
+// c[r * ldc] = A row r . b for rows of `length` elements, at most kReduceRows of them: one column of a product. What N = 49
+// leaves over after 48 columns costs a third of a narrow vector this way.
+template <class Product>
+SWIN_FAST_INLINE void dot_column(int M, int length, const float* a, int64_t lda, const float* b, float* c, int64_t ldc) {
+  vf sums[kReduceRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kReduceRows; r++) {
+    sums[r] = zero();
+    if (r < M)
+      for (int k = 0; k < length; k += kWidth) sums[r] = Product::dot(sums[r], loadf(a + r * lda + k), loadf(b + k));
+  }
+  float column[kReduceRows];
+  reduce_rows<Add>(sums, column);
+  for (int r = 0; r < M; r++) c[r * ldc] = column[r];
+}
 
-// dst[n][0..hdp) = row n as floats, zeros from hd on.
+// ------------------------------------------------------------------------------------------------------- packing
+// Where the hd values of a token stand: `offset` bytes behind the token's first, or at `pad` for padding.
+struct RowSource {
+  const char* const* first;  // null: padding
+  int64_t offset;
+  const void* pad;
+  SWIN_FAST_INLINE const void* operator[](int i) const { return first[i] != nullptr ? first[i] + offset : pad; }
+};
+
+// dst[i][0..hdp) = row i as floats for i in [i0, i0 + m), zeros from hd on up to a whole vector.
 template <class T>
-SWIN_FAST_INLINE void pack_rows(const void* const* rows, int n, int hd, float* dst, int64_t ld) {
+SWIN_FAST_INLINE void pack_rows(const RowSource& rows, int i0, int m, int hd, float* dst, int64_t ld) {
   const int whole = hd / kWidth * kWidth;
-  for (int i = 0; i < n; i++) {
+  for (int i = i0; i < i0 + m; i++) {
     const typename T::type* row = static_cast<const typename T::type*>(rows[i]);
     float* out = dst + i * ld;
     for (int d = 0; d < whole; d += kWidth) storef(out + d, load<T>(row + d));
@@ -171,10 +172,6 @@ SWIN_FAST_INLINE void transpose_rows(const float* src, int64_t lds, int n, int s
   const int rest = n - i;
   for (int d = 0; d < steps; d++) {
     float* out = dst + d * ld + i;
-    if (rest == 1) {  // N = 49. What stays behind it is stale, as everything behind column n may be.
-      out[0] = src[i * lds + d];
-      continue;
-    }
     storef(out, zero());
     for (int j = 0; j < rest; j++) out[j] = src[(i + j) * lds + d];
   }

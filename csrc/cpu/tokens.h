@@ -97,11 +97,6 @@ struct WindowWalk {
   }
 };
 
-// rows[n] = the hd values of token n that lie `offset` bytes behind its first, or `pad` for padding.
-SWIN_FAST_INLINE void point_rows(const char* const* first, int n, int64_t offset, const void* pad, const void** rows) {
-  for (int i = 0; i < n; i++) rows[i] = first[i] != nullptr ? first[i] + offset : pad;
-}
-
 // Asks for `bytes` bytes at `offset` behind each of rows [i0, i0 + m), into L2. Called for the window ahead, a few rows at
 // a time between the products of this one: all rows at once fill the miss buffers and stall (9 % of a forward).
 SWIN_FAST_INLINE void prefetch_rows(const char* const* first, int i0, int m, int64_t offset, int64_t bytes) {

@@ -20,8 +20,9 @@ namespace {
 
 struct BwdScratch {
   WindowTokens tokens[2];
-  const void** rows;
-  float *q, *k, *v, *dout, *kt, *vt;              // packed operands
+  HeadTiles tiles[2];                             // q, k, v
+  float* dout[2];
+  float *kt, *vt;
   float *q_right, *k_right, *dout_right;          // as right operands
   float *scores, *dprobs;                         // kRowBlock rows
   float *p, *ds, *p_left, *ds_left;               // kBlock rows; left: contracted over rows
@@ -43,15 +44,13 @@ void take_bwd(Arena& arena, const Size& size, int nH, int64_t head_stride, bool 
   const int64_t hd_row = Operands::row_elements(size.hd()), n_row = Operands::row_elements(size.n());
   const int64_t block = block_rows<Size>();
   for (WindowTokens& t : s.tokens) t.take(arena, size.n(), size.columns());
-  s.rows = arena.take<const void*>(n);
   const auto tile = [&](int64_t rows, int64_t row_elements) { return arena.take<float>(rows * row_elements); };
   const auto right = [&](int64_t rows, int64_t row_elements) {
     return Operands::kRightIsCopy ? tile((rows + 1) / 2, row_elements) : nullptr;
   };
-  s.q = tile(n, hd_row);
-  s.k = tile(n, hd_row);
-  s.v = tile(n, hd_row);
-  s.dout = tile(n, hd_row);
+  for (HeadTiles& t : s.tiles)
+    for (float*& part : t.part) part = tile(n, hd_row);
+  for (float*& part : s.dout) part = tile(n, hd_row);
   s.kt = tile(size.hd(), columns);
   s.vt = tile(size.hd(), columns);
   s.q_right = right(n, hd_columns);
@@ -77,19 +76,18 @@ void take_bwd(Arena& arena, const Size& size, int nH, int64_t head_stride, bool 
 template <class Operands, class Size>
 SWIN_FAST_INLINE void softmax_bwd_rows(const Size& size, const ScoreTerms& terms, int i0, int m, float* scores,
                                        const float* dprobs, int64_t ld, float* dbias, float* p, float* ds, int64_t ldp) {
-  const int vectors = size.vectors();
-  const int last = size.n() - (vectors - 1) * kWidth;
-  float top[kReduceRows], sums[kReduceRows], inverse[kReduceRows], deltas[kReduceRows];
-  score_rows(size, terms, i0, m, scores, ld, top);
-  const vf log2e = set1(kLog2E);
+  const int vectors = size.vectors(), n = size.n();
+  const int last = size.product_n() - (vectors - 1) * kWidth;
+  RowValues top, lone, sums, deltas, inverse;
+  score_rows(size, terms, i0, m, scores, ld, top, lone);
   vf sum[kReduceRows], delta[kReduceRows];
   for (int r = 0; r < m; r++) {
-    const vf shift = set1(top[r]);
+    const vf shift = set1(top.row[r]);
     vf total = zero(), weighted = zero();
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++) {
       float* at = scores + r * ld + v * kWidth;
-      const vf e = exp2_fast<Operands::Product::kShortExp>(mul(sub(loadf(at), shift), log2e));
+      const vf e = exp_of<Operands>(loadf(at), shift);
       storef(at, e);
       vf d = loadf(dprobs + r * ld + v * kWidth);
       if (v == vectors - 1 && last < kWidth) d = keep(d, last, zero());  // what lies behind N is not a number
@@ -100,11 +98,22 @@ SWIN_FAST_INLINE void softmax_bwd_rows(const Size& size, const ScoreTerms& terms
     delta[r] = weighted;
   }
   for (int r = m; r < kReduceRows; r++) sum[r] = delta[r] = sum[0];
-  reduce_rows<Add>(sum, sums);
-  reduce_rows<Add>(delta, deltas);
+  reduce_rows<Add>(sum, sums.row);
+  reduce_rows<Add>(delta, deltas.row);
+  RowValues lone_d;
+  if constexpr (Size::kLone) {
+    for (int r = 0; r < m; r++) lone_d.row[r] = dprobs[r * ld + n - 1];
+    for (int v = 0; v < RowValues::kVectors; v++) {
+      const vf e = exp_of<Operands>(lone.vector(v), top.vector(v));
+      sums.set(v, add(sums.vector(v), e));
+      deltas.set(v, fma(e, lone_d.vector(v), deltas.vector(v)));
+      lone.set(v, e);
+    }
+  }
   invert_sums(sums, inverse);
+  for (int v = 0; v < RowValues::kVectors; v++) deltas.set(v, mul(deltas.vector(v), inverse.vector(v)));
   for (int r = 0; r < m; r++) {
-    const vf scale = set1(inverse[r]), shift = set1(deltas[r] * inverse[r]);
+    const vf scale = set1(inverse.row[r]), shift = set1(deltas.row[r]);
     vf d[Size::kMaxVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++) {
@@ -126,6 +135,21 @@ SWIN_FAST_INLINE void softmax_bwd_rows(const Size& size, const ScoreTerms& terms
     }
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++) Operands::store_values(ds + r * ldp, v * kWidth, d[v]);
+  }
+  if constexpr (Size::kLone) {
+    for (int v = 0; v < RowValues::kVectors; v++) {
+      const vf e = mul(lone.vector(v), inverse.vector(v));
+      lone.set(v, Operands::elements(e));
+      lone_d.set(v, mul(e, sub(lone_d.vector(v), deltas.vector(v))));
+    }
+    const int at = Operands::steps(n) - 1;
+    for (int r = 0; r < m; r++) {
+      p[r * ldp + at] = lone.row[r];
+      if (dbias != nullptr) dbias[terms.row_offset[i0 + r] + n - 1] += lone_d.row[r];
+      if (terms.k_inverse != nullptr) lone_d.row[r] *= terms.q_inverse[i0 + r] * terms.k_inverse[n - 1];
+    }
+    for (int v = 0; v < RowValues::kVectors; v++) lone_d.set(v, Operands::elements(lone_d.vector(v)));
+    for (int r = 0; r < m; r++) ds[r * ldp + at] = lone_d.row[r];
   }
 }
 
@@ -195,38 +219,37 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
 
   WindowWalk walk(p, strip_begin, strip_end);
   if (walk.done()) return;
-  int current = 0;
+  // The rows of grad_out of a (window, head); padded queries were dropped, so theirs are zeros.
+  const auto dout_rows = [&](const WindowTokens& t, int h) { return RowSource{t.dout, bytes * h * hd, kZeroRow}; };
+  int window = 0, head = 0;  // which of the two sets is in use
   walk.locate(s.tokens[0], p.grad_out, p.grad_out_stride);
-  while (!walk.done()) {
-    WindowWalk next = walk;
-    next.advance();
-    const WindowTokens& tokens = s.tokens[current];
-    const WindowTokens& ahead = s.tokens[current ^ 1];
-    const bool more = !next.done();
-    if (more) next.locate(s.tokens[current ^ 1], p.grad_out, p.grad_out_stride);
+  HeadSource<Operands>{p, s.tokens[0], 0}.pack(0, n, hd, s.tiles[0]);
+  Operands::pack(p.dtype, dout_rows(s.tokens[0], 0), 0, n, hd, s.dout[0], hd_row);
+  for (; !walk.done(); window ^= 1) {
+    const WindowTokens& tokens = s.tokens[window];
+    const WindowTokens& ahead = s.tokens[window ^ 1];
+    const bool ends_strip = walk.ends_strip();
+    walk.advance();
+    const bool more = !walk.done();
+    if (more) walk.locate(s.tokens[window ^ 1], p.grad_out, p.grad_out_stride);
 
-    for (int h = 0; h < p.nH; h++) {
-      float* const packed[3] = {s.q, s.k, s.v};
-      for (int part = 0; part < 3; part++) {
-        const int64_t offset = bytes * (part * p.qkv_stride[3] + h * p.qkv_stride[4]);
-        const void* pad = p.pad_value == nullptr ? static_cast<const void*>(kZeroRow)
-                                                 : static_cast<const char*>(p.pad_value) + bytes * (part * C + h * hd);
-        point_rows(tokens.qkv, n, offset, pad, s.rows);
-        Operands::pack(p.dtype, s.rows, n, hd, packed[part], hd_row);
-      }
-      point_rows(tokens.dout, n, bytes * h * hd, kZeroRow, s.rows);
-      Operands::pack(p.dtype, s.rows, n, hd, s.dout, hd_row);
-      transpose_rows(s.k, hd_row, n, hd_steps, s.kt, columns);
-      transpose_rows(s.v, hd_row, n, hd_steps, s.vt, columns);
-      const float* k_right = Operands::as_right(s.k, hd_row, n, hd_columns, s.k_right);
-      const float* q_right = Operands::as_right(s.q, hd_row, n, hd_columns, s.q_right);
-      const float* dout_right = Operands::as_right(s.dout, hd_row, n, hd_columns, s.dout_right);
+    for (int h = 0; h < p.nH; h++, head ^= 1) {
+      const bool last_head = h == p.nH - 1, has_next = more || !last_head;
+      const HeadSource<Operands> next{p, last_head ? ahead : tokens, last_head ? 0 : h + 1}, beyond{p, ahead, h};
+      const RowSource next_dout = dout_rows(next.tokens, next.h);
+      const float *q = s.tiles[head].part[0], *k = s.tiles[head].part[1], *v = s.tiles[head].part[2];
+      const float* dout = s.dout[head];
+      transpose_rows(k, hd_row, size.product_n(), hd_steps, s.kt, columns);
+      transpose_rows(v, hd_row, size.product_n(), hd_steps, s.vt, columns);
+      const float* k_right = Operands::as_right(k, hd_row, n, hd_columns, s.k_right);
+      const float* q_right = Operands::as_right(q, hd_row, n, hd_columns, s.q_right);
+      const float* dout_right = Operands::as_right(dout, hd_row, n, hd_columns, s.dout_right);
 
       ScoreTerms terms{p.scale, nullptr, nullptr, task.bias + h * task.layout.head_stride, task.layout.row_offset,
                        tokens.border ? tokens.region : nullptr, p.mask_value};
       if (cosine) {
-        inverse_norms<Operands>(s.q, hd_row, n, hd, s.q_inverse);
-        inverse_norms<Operands>(s.k, hd_row, n, hd, s.k_inverse);
+        inverse_norms<Operands>(q, hd_row, n, hd, s.q_inverse);
+        inverse_norms<Operands>(k, hd_row, n, hd, s.k_inverse);
         terms.scale = p.logit_scale[h];
         terms.q_inverse = s.q_inverse;
         terms.k_inverse = s.k_inverse;
@@ -241,29 +264,28 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
         const int block = kWhole ? kBlock : (n - b0 < kBlock ? n - b0 : kBlock);
         for (int r0 = 0; r0 < block; r0 += Size::kRowBlock) {
           const int m = kWhole ? Size::kRowBlock : (block - r0 < Size::kRowBlock ? block - r0 : Size::kRowBlock);
-          const int64_t i0 = b0 + r0;
+          const int i0 = b0 + r0;
           float *p_rows = s.p + r0 * static_cast<int64_t>(n_row), *ds_rows = s.ds + r0 * static_cast<int64_t>(n_row);
           if (more) {
-            for (int part = 0; part < 3; part++) {
-              prefetch_rows(ahead.qkv, static_cast<int>(i0), m,
-                            bytes * (part * p.qkv_stride[3] + h * p.qkv_stride[4]), bytes * hd);
-              prefetch_for_write(p.dqkv, ahead.row, static_cast<int>(i0), m, bytes * 3 * C, bytes * (part * C + h * hd),
-                                 bytes * hd);
-            }
-            prefetch_rows(ahead.dout, static_cast<int>(i0), m, bytes * h * hd, bytes * hd);
+            beyond.prefetch(i0, m);
+            prefetch_rows(ahead.dout, i0, m, bytes * h * hd, bytes * hd);
+            for (int part = 0; part < 3; part++)
+              prefetch_for_write(p.dqkv, ahead.row, i0, m, bytes * 3 * C, bytes * (part * C + h * hd), bytes * hd);
           }
-          gemm<Product, Size::kStaticRows, Size::kStaticN, false>(m, n, hd_steps, s.q + i0 * hd_row, hd_row, 1, s.kt,
-                                                                  columns, s.scores, columns);
-          gemm<Product, Size::kStaticRows, Size::kStaticN, false>(m, n, hd_steps, s.dout + i0 * hd_row, hd_row, 1, s.vt,
-                                                                  columns, s.dprobs, columns);
-          softmax_bwd_rows<Operands>(size, terms, static_cast<int>(i0), m, s.scores, s.dprobs, columns, dbias, p_rows,
+          if (has_next) {
+            next.pack(i0, m, hd, s.tiles[head ^ 1]);
+            Operands::pack(p.dtype, next_dout, i0, m, hd, s.dout[head ^ 1], hd_row);
+          }
+          product_rows<Operands>(size, i0, m, q, k, s.kt, s.scores);
+          product_rows<Operands>(size, i0, m, dout, v, s.vt, s.dprobs);
+          softmax_bwd_rows<Operands>(size, terms, i0, m, s.scores, s.dprobs, columns, dbias, p_rows,
                                      ds_rows, n_row);
           gemm<Product, Size::kStaticRows, Size::kStaticHD, false>(m, hd, n_steps, ds_rows, n_row, 1, k_right,
                                                                    hd_columns, s.dq, hd_columns);
           if (cosine)
-            sums.dlogit_scale[h] += project_rows<Operands>(s.q + i0 * hd_row, hd_row, s.q_inverse + i0, m, hd, s.dq,
-                                                           hd_columns);
-          gradients.store(0, static_cast<int>(i0), m, s.dq, hd_columns, hd, factor);
+            sums.dlogit_scale[h] += project_rows<Operands>(q + static_cast<int64_t>(i0) * hd_row, hd_row, s.q_inverse + i0, m,
+                                                           hd, s.dq, hd_columns);
+          gradients.store(0, i0, m, s.dq, hd_columns, hd, factor);
         }
 
         // dv and dk contract over the rows of the block: element (j, i) of the left operand stands at [i][j].
@@ -294,18 +316,16 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
                                                                     q_right + right_offset, hd_columns, dk, hd_columns);
           }
           if (!last_block) continue;
-          if (cosine) project_rows<Operands>(s.k + j0 * hd_row, hd_row, s.k_inverse + j0, m, hd, dk, hd_columns);
+          if (cosine) project_rows<Operands>(k + static_cast<int64_t>(j0) * hd_row, hd_row, s.k_inverse + j0, m, hd, dk, hd_columns);
           gradients.store(1, j0, m, dk, hd_columns, hd, factor);
           gradients.store(2, j0, m, dv, hd_columns, hd, 1.f);
         }
       }
     }
-    if (has_bias && walk.ends_strip()) {
+    if (has_bias && ends_strip) {
       for (int64_t e = 0; e < bias_elements; e++) sums.dbias[e] += s.dbias_strip[e];
       std::memset(s.dbias_strip, 0, sizeof(float) * static_cast<size_t>(bias_elements));
     }
-    walk = next;
-    current ^= 1;
   }
 }
 
