@@ -82,9 +82,10 @@ class CMakeBuild(build_ext):
         try:
             self.build_with_cmake(ROOT if self.inplace else Path(self.build_lib).resolve())
         except subprocess.CalledProcessError as error:
+            failed = f"the build failed: exit status {error.returncode} from {shlex.join(error.cmd)}"
             if WANTED != "auto":
-                raise SystemExit(f"swin_fast: SWIN_FAST_BUILD={WANTED}, and the build failed: {error}") from error
-            print(f"swin_fast build: nothing after all, the build failed: {error}", flush=True)
+                raise SystemExit(f"swin_fast: SWIN_FAST_BUILD={WANTED}, and {failed}") from error
+            print(f"swin_fast build: nothing after all, {failed}", flush=True)
 
     def build_with_cmake(self, prefix: Path) -> None:
         # Its own folder for each Python and each CMAKE_ARGS, as both stay in CMake's cache.
@@ -96,10 +97,12 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "SWIN_FAST_TORCH_DIR": TORCH_FOLDER,
         }
-        configure = [cmake, "-G", "Ninja", "-S", ROOT, "-B", build, *(f"-D{k}={v}" for k, v in defines.items())]
-        subprocess.run([*configure, *CMAKE_ARGS], check=True)
-        subprocess.run([cmake, "--build", build], check=True)
-        subprocess.run([cmake, "--install", build, "--prefix", prefix], check=True)
+        for command in (
+            [cmake, "-G", "Ninja", "-S", ROOT, "-B", build, *(f"-D{k}={v}" for k, v in defines.items()), *CMAKE_ARGS],
+            [cmake, "--build", build],
+            [cmake, "--install", build, "--prefix", prefix],
+        ):
+            subprocess.run([str(part) for part in command], check=True)
 
     def get_outputs(self) -> "list[str]":
         package = Path(self.build_lib) / "swin_fast"

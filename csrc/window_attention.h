@@ -54,7 +54,7 @@ struct WindowAttentionBwdParams : WindowAttentionParams {
 };
 
 // Runs body over [begin, end), in pieces of at least `grain`, on as many threads as the caller's thread pool allows.
-using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context),
-                             void* context);
+using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain,
+                             void (*body)(int64_t begin, int64_t end, void* context), void* context);
 
 }  // namespace swin_fast

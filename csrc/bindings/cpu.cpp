@@ -22,7 +22,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // at::parallel_for, so that torch.set_num_threads is obeyed.
-void torch_parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+void torch_parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                        void* context) {
   torch::stable::parallel_for(begin, end, grain, [&](int64_t b, int64_t e) { body(b, e, context); });
 }
 
@@ -74,7 +75,8 @@ Problem fill(WindowAttentionParams& p, const Tensor& qkv, const std::optional<Te
   }
   const int64_t N = window_size[0] * window_size[1];
   STD_TORCH_CHECK(N <= cpu::kMaxWindowArea, "swin_fast cpu: window_size must hold at most 1024 tokens");
-  STD_TORCH_CHECK(pad_order == "pad_roll" || pad_order == "roll_pad", "swin_fast cpu: pad_order must be pad_roll or roll_pad");
+  STD_TORCH_CHECK(pad_order == "pad_roll" || pad_order == "roll_pad",
+                  "swin_fast cpu: pad_order must be pad_roll or roll_pad");
   p.pad_order = pad_order == "pad_roll" ? PadOrder::kPadRoll : PadOrder::kRollPad;
   p.scale = static_cast<float>(scale);
   p.mask_value = static_cast<float>(mask_value);
@@ -104,7 +106,8 @@ Problem fill(WindowAttentionParams& p, const Tensor& qkv, const std::optional<Te
   }
   p.pad_value = nullptr;
   if (pad_value.has_value()) {
-    STD_TORCH_CHECK(pad_value->scalar_type() == qkv.scalar_type(), "swin_fast cpu: pad_value must have the dtype of qkv");
+    STD_TORCH_CHECK(pad_value->scalar_type() == qkv.scalar_type(),
+                    "swin_fast cpu: pad_value must have the dtype of qkv");
     check_shape("pad_value", *pad_value, {3, p.nH, p.hd});
     held.pad_value = torch::stable::contiguous(*pad_value);
     p.pad_value = held.pad_value->const_data_ptr();
@@ -112,11 +115,13 @@ Problem fill(WindowAttentionParams& p, const Tensor& qkv, const std::optional<Te
   return held;
 }
 
-Tensor window_attention_fwd(const Tensor& qkv, const std::optional<Tensor>& bias, const std::optional<Tensor>& logit_scale,
-                            const std::optional<Tensor>& pad_value, std::vector<int64_t> window_size,
-                            std::vector<int64_t> shift_size, double scale, std::string pad_order, double mask_value) {
+Tensor window_attention_fwd(const Tensor& qkv, const std::optional<Tensor>& bias,
+                            const std::optional<Tensor>& logit_scale, const std::optional<Tensor>& pad_value,
+                            std::vector<int64_t> window_size, std::vector<int64_t> shift_size, double scale,
+                            std::string pad_order, double mask_value) {
   WindowAttentionFwdParams p;
-  const Problem held = fill(p, qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value);
+  const Problem held =
+      fill(p, qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value);
   Tensor out = torch::stable::new_empty(qkv, {p.B, p.H, p.W, static_cast<int64_t>(p.nH) * p.hd});
   p.out = out.mutable_data_ptr();
   cpu::window_attention_fwd(p, torch_parallel_for);
@@ -124,11 +129,12 @@ Tensor window_attention_fwd(const Tensor& qkv, const std::optional<Tensor>& bias
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_bwd(
-    const Tensor& grad_out, const Tensor& qkv, const std::optional<Tensor>& bias, const std::optional<Tensor>& logit_scale,
-    const std::optional<Tensor>& pad_value, std::vector<int64_t> window_size, std::vector<int64_t> shift_size,
-    double scale, std::string pad_order, double mask_value) {
+    const Tensor& grad_out, const Tensor& qkv, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& logit_scale, const std::optional<Tensor>& pad_value, std::vector<int64_t> window_size,
+    std::vector<int64_t> shift_size, double scale, std::string pad_order, double mask_value) {
   WindowAttentionBwdParams p;
-  const Problem held = fill(p, qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value);
+  const Problem held =
+      fill(p, qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value);
   STD_TORCH_CHECK(grad_out.scalar_type() == qkv.scalar_type(), "swin_fast cpu: grad_out must have the dtype of qkv");
   check_shape("grad_out", grad_out, {p.B, p.H, p.W, static_cast<int64_t>(p.nH) * p.hd});
   const Tensor dout = grad_out.stride(3) == 1 ? grad_out : torch::stable::contiguous(grad_out);

@@ -78,12 +78,13 @@ const Kernels& kernels_for(ScalarType dtype) {
 
 const char* build_info() {
   return "{\"version\": \"" SWIN_FAST_STRING(SWIN_FAST_VERSION) "\", \"compiler\": \"" SWIN_FAST_COMPILER
-         "\", \"isa_compiled\": [\"scalar\""
+                                                                "\", \"isa_compiled\": [\"scalar\""
 #ifdef SWIN_FAST_X86
-         ", \"avx2\", \"avx512\", \"avx512_bf16\""
+                                                                ", \"avx2\", \"avx512\", \"avx512_bf16\""
 #endif
-         "], \"instances\": [[49, 32], [64, 32], [144, 32]], \"max_window_area\": 1024, \"max_head_dim\": 128, "
-         "\"torch_target\": \"2.10\"}";
+                                                                "], \"instances\": [[49, 32], [64, 32], [144, 32]], "
+                                                                "\"max_window_area\": 1024, \"max_head_dim\": 128, "
+                                                                "\"torch_target\": \"2.10\"}";
 }
 
 }  // namespace swin_fast::cpu

@@ -146,12 +146,16 @@ SWIN_FAST_INLINE vf load_part(const void* p, int n) {
   }
 }
 SWIN_FAST_INLINE __m256i to_bf16(vf a) {
+#ifdef SWIN_FAST_ISA_AVX512_BF16
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a));  // to nearest even; subnormals become 0
+#else
   // Round to nearest even on the bits; a NaN keeps its sign and becomes quiet.
   const __m512i u = _mm512_castps_si512(a);
   const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   __m512i r = _mm512_add_epi32(u, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7fff)));
   r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), u, _mm512_set1_epi32(0x400000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+#endif
 }
 template <class T>
 SWIN_FAST_INLINE void store(void* p, vf a) {
@@ -239,7 +243,8 @@ SWIN_FAST_INLINE __m256 first_lanes(int n) {
 }
 SWIN_FAST_INLINE vf keep(vf a, int n, vf b) { return _mm256_blendv_ps(b, a, first_lanes(n)); }
 SWIN_FAST_INLINE vf add_where_differs(vf a, const int32_t* ids, int32_t id, vf value) {
-  const __m256i same = _mm256_cmpeq_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(ids)), _mm256_set1_epi32(id));
+  const __m256i same =
+      _mm256_cmpeq_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(ids)), _mm256_set1_epi32(id));
   return _mm256_blendv_ps(add(a, value), a, _mm256_castsi256_ps(same));
 }
 
@@ -338,8 +343,8 @@ struct vf {
   float lane[kWidth];
 };
 
-#define SWIN_FAST_LANES(expression)                 \
-  vf r;                                             \
+#define SWIN_FAST_LANES(expression)                          \
+  vf r;                                                      \
   for (int i = 0; i < kWidth; i++) r.lane[i] = (expression); \
   return r
 
@@ -369,7 +374,7 @@ SWIN_FAST_INLINE void reduce_rows(const vf* rows, float* out) {
 }
 
 SWIN_FAST_INLINE float exp2_lane(float x) {
-  if (!(x >= -126.f)) return x < -126.f ? 0.f : x;  // tiny becomes 0, NaN stays
+  if (!(x >= -126.f)) return x < -126.f ? 0.f : x;    // tiny becomes 0, NaN stays
   const int n = static_cast<int>(x + 1024.f) - 1024;  // floor for -126 <= x < 1024
   const float r = x - static_cast<float>(n);
   float p = 2.17022563e-4f;

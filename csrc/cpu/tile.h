@@ -104,7 +104,8 @@ SWIN_FAST_INLINE void gemm(int M, int columns, int K, const float* a, int64_t ar
     gemm_rows<Product, kM, kChunk, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth, ldc);
   if constexpr (kColumns > 0) {
     if constexpr (kVectors % kChunk > 0)
-      gemm_rows<Product, kM, kVectors % kChunk, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth, ldc);
+      gemm_rows<Product, kM, kVectors % kChunk, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth,
+                                                             ldc);
   } else {
     for (; v < vectors; v++)
       gemm_rows<Product, kM, 1, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth, ldc);
@@ -114,7 +115,8 @@ SWIN_FAST_INLINE void gemm(int M, int columns, int K, const float* a, int64_t ar
 // c[r * ldc] = A row r . b for rows of `length` elements, at most kReduceRows of them: one column of a product. What N = 49
 // leaves over after 48 columns costs a third of a narrow vector this way.
 template <class Product>
-SWIN_FAST_INLINE void dot_column(int M, int length, const float* a, int64_t lda, const float* b, float* c, int64_t ldc) {
+SWIN_FAST_INLINE void dot_column(int M, int length, const float* a, int64_t lda, const float* b, float* c,
+                                 int64_t ldc) {
   vf sums[kReduceRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kReduceRows; r++) {

@@ -30,12 +30,12 @@ struct Arena {
 
 // One window: for each token its row in the image, or none where it is padding.
 struct WindowTokens {
-  int64_t* row;        // (b * H + y) * W + x, or -1: padding
-  const char** qkv;    // first element of the token's qkv, or null: padding
-  const char** dout;   // the same in grad_out; unused forward
-  int32_t* region;     // shift region, up to a multiple of kColumnPad
-  bool border;         // more than one region
-  bool padded;         // some token is padding
+  int64_t* row;       // (b * H + y) * W + x, or -1: padding
+  const char** qkv;   // first element of the token's qkv, or null: padding
+  const char** dout;  // the same in grad_out; unused forward
+  int32_t* region;    // shift region, up to a multiple of kColumnPad
+  bool border;        // more than one region
+  bool padded;        // some token is padding
 
   void take(Arena& arena, int n, int columns) {
     row = arena.take<int64_t>(n);

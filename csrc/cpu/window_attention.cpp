@@ -37,8 +37,8 @@ using Aligned = std::unique_ptr<U[], AlignedFree>;
 
 template <class U>
 Aligned<U> allocate(int64_t count) {
-  return Aligned<U>(static_cast<U*>(::operator new[](sizeof(U) * static_cast<size_t>(std::max<int64_t>(count, 1)),
-                                                     std::align_val_t{64})));
+  return Aligned<U>(static_cast<U*>(
+      ::operator new[](sizeof(U) * static_cast<size_t>(std::max<int64_t>(count, 1)), std::align_val_t{64})));
 }
 
 template <class F>
@@ -90,7 +90,8 @@ struct Bias {
     const BiasShape shape(p);
     row_offset.resize(static_cast<size_t>(shape.N));
     for (int64_t y = 0, i = 0; y < shape.Wh; y++)
-      for (int64_t x = 0; x < shape.Ww; x++, i++) row_offset[static_cast<size_t>(i)] = static_cast<int32_t>(shape.row_offset(y, x));
+      for (int64_t x = 0; x < shape.Ww; x++, i++)
+        row_offset[static_cast<size_t>(i)] = static_cast<int32_t>(shape.row_offset(y, x));
     layout = {row_offset.data(), shape.head_stride()};
     const int64_t count = shape.form == BiasForm::kNone ? padded_columns(shape.N) : p.nH * layout.head_stride;
     data = allocate<float>(count);
@@ -106,19 +107,19 @@ struct Bias {
         }
       } else if (shape.form == BiasForm::kRelative) {
         for (int64_t x = 0; x < shape.Ww; x++)
-          for (int64_t u = 0; u < shape.rows_y; u++)
-            for (int64_t kx = 0; kx < shape.Ww; kx++)
-              out[x * shape.strip() + u * shape.Ww + kx] = given[strip_source(shape, x, u, kx)];
+          for (int64_t u = 0; u < shape.rows_y; u++) {
+            const float* entry = given + strip_entry(shape, x, u);
+            for (int64_t kx = 0; kx < shape.Ww; kx++) *out++ = entry[-kx];
+          }
       }
     }
   }
 
-  // The entry of the relative bias of one head that element (u, key x) of the strip of query column x repeats: the row of
-  // query y starts at u = Wh-1-y, so u counts Wh-1 - (query y - key y).
-  static int64_t strip_source(const BiasShape& shape, int64_t x, int64_t u, int64_t kx) {
-    const int64_t row = 2 * (shape.Wh - 1) - u;
-    return row * shape.rows_x +
-           relative_index(static_cast<int32_t>(x), static_cast<int32_t>(kx), static_cast<int32_t>(shape.Ww));
+  // Entry of the relative bias of one head that element (u, key x = 0) of the strip of query column x repeats; that of
+  // key x stands as many before it. The row of query y starts at u = Wh-1-y, so u counts Wh-1 - (query y - key y).
+  static int64_t strip_entry(const BiasShape& shape, int64_t x, int64_t u) {
+    return (2 * (shape.Wh - 1) - u) * shape.rows_x +
+           relative_index(static_cast<int32_t>(x), 0, static_cast<int32_t>(shape.Ww));
   }
 };
 
@@ -191,9 +192,10 @@ void window_attention_bwd(const WindowAttentionBwdParams& params, ParallelFor pa
         } else {
           std::fill(out, out + shape.given(), 0.f);
           for (int64_t x = 0; x < shape.Ww; x++)
-            for (int64_t u = 0; u < shape.rows_y; u++)
-              for (int64_t kx = 0; kx < shape.Ww; kx++)
-                out[Bias::strip_source(shape, x, u, kx)] += total[x * shape.strip() + u * shape.Ww + kx];
+            for (int64_t u = 0; u < shape.rows_y; u++) {
+              float* entry = out + Bias::strip_entry(shape, x, u);
+              for (int64_t kx = 0; kx < shape.Ww; kx++) entry[-kx] += *total++;
+            }
         }
       }
     });

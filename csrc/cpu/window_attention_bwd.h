@@ -20,16 +20,16 @@ namespace {
 
 struct BwdScratch {
   WindowTokens tokens[2];
-  HeadTiles tiles[2];                             // q, k, v
+  HeadTiles tiles[2];  // q, k, v
   float* dout[2];
   float *kt, *vt;
-  float *q_right, *k_right, *dout_right;          // as right operands
-  float *scores, *dprobs;                         // kRowBlock rows
-  float *p, *ds, *p_left, *ds_left;               // kBlock rows; left: contracted over rows
-  float *dq;                                      // kRowBlock rows
-  float *dk, *dv;                                 // kRowBlock rows, or all of them where blocks are summed
-  float *q_inverse, *k_inverse;                   // cosine attention
-  float* dbias_strip;                             // nH * head_stride
+  float *q_right, *k_right, *dout_right;  // as right operands
+  float *scores, *dprobs;                 // kRowBlock rows
+  float *p, *ds, *p_left, *ds_left;       // kBlock rows; left: contracted over rows
+  float* dq;                              // kRowBlock rows
+  float *dk, *dv;                         // kRowBlock rows, or all of them where blocks are summed
+  float *q_inverse, *k_inverse;           // cosine attention
+  float* dbias_strip;                     // nH * head_stride
 };
 
 // Rows of P and dS kept at once: all of a small window; 48 of N = 144 (28 KB each) and 32 of any other.
@@ -75,7 +75,8 @@ void take_bwd(Arena& arena, const Size& size, int nH, int64_t head_stride, bool 
 // for the products with k and q, cosine attention divides it by ||q|| ||k||.
 template <class Operands, class Size>
 SWIN_FAST_INLINE void softmax_bwd_rows(const Size& size, const ScoreTerms& terms, int i0, int m, float* scores,
-                                       const float* dprobs, int64_t ld, float* dbias, float* p, float* ds, int64_t ldp) {
+                                       const float* dprobs, int64_t ld, float* dbias, float* p, float* ds,
+                                       int64_t ldp) {
   const int vectors = size.vectors(), n = size.n();
   const int last = size.product_n() - (vectors - 1) * kWidth;
   RowValues top, lone, sums, deltas, inverse;
@@ -245,8 +246,13 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
       const float* q_right = Operands::as_right(q, hd_row, n, hd_columns, s.q_right);
       const float* dout_right = Operands::as_right(dout, hd_row, n, hd_columns, s.dout_right);
 
-      ScoreTerms terms{p.scale, nullptr, nullptr, task.bias + h * task.layout.head_stride, task.layout.row_offset,
-                       tokens.border ? tokens.region : nullptr, p.mask_value};
+      ScoreTerms terms{p.scale,
+                       nullptr,
+                       nullptr,
+                       task.bias + h * task.layout.head_stride,
+                       task.layout.row_offset,
+                       tokens.border ? tokens.region : nullptr,
+                       p.mask_value};
       if (cosine) {
         inverse_norms<Operands>(q, hd_row, n, hd, s.q_inverse);
         inverse_norms<Operands>(k, hd_row, n, hd, s.k_inverse);
@@ -278,13 +284,12 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
           }
           product_rows<Operands>(size, i0, m, q, k, s.kt, s.scores);
           product_rows<Operands>(size, i0, m, dout, v, s.vt, s.dprobs);
-          softmax_bwd_rows<Operands>(size, terms, i0, m, s.scores, s.dprobs, columns, dbias, p_rows,
-                                     ds_rows, n_row);
+          softmax_bwd_rows<Operands>(size, terms, i0, m, s.scores, s.dprobs, columns, dbias, p_rows, ds_rows, n_row);
           gemm<Product, Size::kStaticRows, Size::kStaticHD, false>(m, hd, n_steps, ds_rows, n_row, 1, k_right,
                                                                    hd_columns, s.dq, hd_columns);
           if (cosine)
-            sums.dlogit_scale[h] += project_rows<Operands>(q + static_cast<int64_t>(i0) * hd_row, hd_row, s.q_inverse + i0, m,
-                                                           hd, s.dq, hd_columns);
+            sums.dlogit_scale[h] += project_rows<Operands>(q + static_cast<int64_t>(i0) * hd_row, hd_row,
+                                                           s.q_inverse + i0, m, hd, s.dq, hd_columns);
           gradients.store(0, i0, m, s.dq, hd_columns, hd, factor);
         }
 
@@ -309,14 +314,15 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
             gemm<Product, Size::kStaticRows, Size::kStaticHD, false>(m, hd, block_steps, ds_left + j0, 1, left_stride,
                                                                      q_right, hd_columns, dk, hd_columns);
           } else if constexpr (kSummed) {
-            gemm<Product, Size::kStaticRows, Size::kStaticHD, true>(m, hd, block_steps, p_left + j0, 1, left_stride,
-                                                                    dout_right + right_offset, hd_columns, dv,
-                                                                    hd_columns);
+            gemm<Product, Size::kStaticRows, Size::kStaticHD, true>(
+                m, hd, block_steps, p_left + j0, 1, left_stride, dout_right + right_offset, hd_columns, dv, hd_columns);
             gemm<Product, Size::kStaticRows, Size::kStaticHD, true>(m, hd, block_steps, ds_left + j0, 1, left_stride,
                                                                     q_right + right_offset, hd_columns, dk, hd_columns);
           }
           if (!last_block) continue;
-          if (cosine) project_rows<Operands>(k + static_cast<int64_t>(j0) * hd_row, hd_row, s.k_inverse + j0, m, hd, dk, hd_columns);
+          if (cosine)
+            project_rows<Operands>(k + static_cast<int64_t>(j0) * hd_row, hd_row, s.k_inverse + j0, m, hd, dk,
+                                   hd_columns);
           gradients.store(1, j0, m, dk, hd_columns, hd, factor);
           gradients.store(2, j0, m, dv, hd_columns, hd, 1.f);
         }
@@ -333,8 +339,8 @@ template <class Operands, class Size>
 size_t bwd_bytes(const BwdTask& task) {
   Arena arena{nullptr};
   BwdScratch s;
-  take_bwd<Operands>(arena, Size(task.params->window_area(), task.params->hd), task.params->nH,
-                     task.layout.head_stride, task.params->bias_form != BiasForm::kNone, s);
+  take_bwd<Operands>(arena, Size(task.params->window_area(), task.params->hd), task.params->nH, task.layout.head_stride,
+                     task.params->bias_form != BiasForm::kNone, s);
   return arena.used;
 }
 

@@ -114,12 +114,9 @@ struct PairOperands {
     return load<BF16>(reinterpret_cast<const uint16_t*>(row) + d);
   }
   static SWIN_FAST_INLINE void store_values(float* row, int d, vf x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(reinterpret_cast<uint16_t*>(row) + d),
-                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+    store<BF16>(reinterpret_cast<uint16_t*>(row) + d, x);
   }
-  static SWIN_FAST_INLINE vf elements(vf x) {
-    return _mm512_castsi512_ps(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x))));
-  }
+  static SWIN_FAST_INLINE vf elements(vf x) { return _mm512_castsi512_ps(_mm512_cvtepu16_epi32(to_bf16(x))); }
 };
 #endif
 
@@ -144,12 +141,12 @@ void inverse_norms(const float* rows, int64_t ld, int n, int hd, float* inverse)
 
 // What turns the raw products of one (window, head) into scores.
 struct ScoreTerms {
-  float scale;                 // or logit_scale
-  const float* q_inverse;      // cosine attention: 1 / ||q||, 1 / ||k||; else null
+  float scale;             // or logit_scale
+  const float* q_inverse;  // cosine attention: 1 / ||q||, 1 / ||k||; else null
   const float* k_inverse;
-  const float* bias;           // of the head, with the offset of each row
+  const float* bias;  // of the head, with the offset of each row
   const int32_t* row_offset;
-  const int32_t* region;       // null outside border windows
+  const int32_t* region;  // null outside border windows
   float mask_value;
 
   SWIN_FAST_INLINE float row_factor(int i) const { return q_inverse != nullptr ? scale * q_inverse[i] : scale; }
@@ -210,8 +207,8 @@ SWIN_FAST_INLINE void score_rows(const Size& size, const ScoreTerms& terms, int 
   if constexpr (Size::kLone) {
     const float k_inverse = terms.k_inverse != nullptr ? terms.k_inverse[n - 1] : 1.f;
     for (int r = 0; r < m; r++) {
-      float t = scores[r * ld + n - 1] * k_inverse * terms.row_factor(i0 + r) +
-                terms.bias[terms.row_offset[i0 + r] + n - 1];
+      float t =
+          scores[r * ld + n - 1] * k_inverse * terms.row_factor(i0 + r) + terms.bias[terms.row_offset[i0 + r] + n - 1];
       if (terms.region != nullptr && terms.region[n - 1] != terms.region[i0 + r]) t += terms.mask_value;
       lone.row[r] = t;
       top.row[r] = top.row[r] > t ? top.row[r] : t;
@@ -273,7 +270,8 @@ SWIN_FAST_INLINE void product_rows(const Size& size, int i0, int m, const float*
   using Product = typename Operands::Product;
   const int64_t ld = Operands::row_elements(size.hd());
   const int steps = Operands::steps(size.hd()), n = size.n(), columns = size.columns();
-  gemm<Product, Size::kStaticRows, Size::kProductN, false>(m, n, steps, a + i0 * ld, ld, 1, bt, columns, products, columns);
+  gemm<Product, Size::kStaticRows, Size::kProductN, false>(m, n, steps, a + i0 * ld, ld, 1, bt, columns, products,
+                                                           columns);
   if constexpr (Size::kLone)
     dot_column<Product>(m, steps, a + i0 * ld, ld, b + (n - 1) * ld, products + n - 1, columns);
 }
@@ -362,8 +360,13 @@ void fwd_strips(const FwdTask& task, int64_t strip_begin, int64_t strip_end, voi
       transpose_rows(k, hd_row, size.product_n(), hd_steps, s.kt, columns);
       const float* v = Operands::as_right(tiles.part[2], hd_row, n, hd_columns, s.v_right);
 
-      ScoreTerms terms{p.scale, nullptr, nullptr, task.bias + h * task.layout.head_stride, task.layout.row_offset,
-                       tokens.border ? tokens.region : nullptr, p.mask_value};
+      ScoreTerms terms{p.scale,
+                       nullptr,
+                       nullptr,
+                       task.bias + h * task.layout.head_stride,
+                       task.layout.row_offset,
+                       tokens.border ? tokens.region : nullptr,
+                       p.mask_value};
       if (p.logit_scale != nullptr) {
         inverse_norms<Operands>(q, hd_row, n, hd, s.q_inverse);
         inverse_norms<Operands>(k, hd_row, n, hd, s.k_inverse);

@@ -25,12 +25,9 @@ struct FloatFormat {
 
 inline FloatFormat float_format(ScalarType type) {
   switch (type) {
-    case ScalarType::kFloat16:
-      return {10, -14, 65504.0};
-    case ScalarType::kBFloat16:
-      return {7, -126, std::ldexp(2.0 - std::ldexp(1.0, -7), 127)};
-    default:
-      return {23, -126, std::numeric_limits<float>::max()};
+    case ScalarType::kFloat16: return {10, -14, 65504.0};
+    case ScalarType::kBFloat16: return {7, -126, std::ldexp(2.0 - std::ldexp(1.0, -7), 127)};
+    default: return {23, -126, std::numeric_limits<float>::max()};
   }
 }
 

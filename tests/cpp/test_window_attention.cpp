@@ -12,6 +12,7 @@
 #include <numeric>
 
 #include "kernel_runner.h"
+#include "nan_memory.h"
 #include "problems.h"
 
 namespace {
