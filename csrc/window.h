@@ -65,7 +65,8 @@ SWIN_FAST_HOST_DEVICE inline int32_t combine_regions(int32_t region_y, int32_t r
   return region_y * 3 + region_x;
 }
 
-// The index of (query, key) on one axis of the relative bias: entries run over query - key = -(window - 1) .. window - 1.
+// The index of (query, key) on one axis of the relative bias, whose entries run over query - key from 1 - window to
+// window - 1.
 SWIN_FAST_HOST_DEVICE inline int32_t relative_index(int32_t query, int32_t key, int32_t window) {
   return query - key + window - 1;
 }

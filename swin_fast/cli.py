@@ -101,7 +101,7 @@ def _demo(options: argparse.Namespace) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in DEMO_PACKAGES:
             raise
-        print(f"The demo needs {package}, which is not installed: pip install swin_fast[demo]", file=sys.stderr)
+        print(f"The demo needs {package}, which is not installed: pip install '.[demo]'", file=sys.stderr)
         return 1
     try:
         exact = demo.run(image=options.image, output=options.output, repeats=options.repeats, threads=options.threads)

@@ -341,4 +341,4 @@ def test_demo_without_its_packages_says_what_to_install(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert package in error
-    assert "pip install swin_fast[demo]" in error
+    assert "pip install '.[demo]'" in error

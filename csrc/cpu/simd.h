@@ -19,6 +19,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 takes the deliberately undefined operand inside its own AVX-512 intrinsics for a mistake of the caller.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #define SWIN_FAST_INLINE inline __attribute__((always_inline))

@@ -91,8 +91,8 @@ constexpr int chunk_vectors(int vectors) {
   return vectors <= 3 ? vectors : vectors % 3 == 0 ? 3 : 2;
 }
 
-// C = A B (or C += A B): M x columns, contraction length K in elements. kM, kColumns > 0 give compile-time sizes. Columns are
-// rounded up to whole vectors, so B and C need that much room behind the last one.
+// C = A B (or C += A B): M x columns, contraction length K in elements. kM, kColumns > 0 give compile-time sizes.
+// Columns are rounded up to whole vectors, so B and C need that much room behind the last one.
 template <class Product, int kM, int kColumns, bool kAccumulate>
 SWIN_FAST_INLINE void gemm(int M, int columns, int K, const float* a, int64_t ars, int64_t acs, const float* b,
                            int64_t ldb, float* c, int64_t ldc) {
@@ -112,8 +112,8 @@ SWIN_FAST_INLINE void gemm(int M, int columns, int K, const float* a, int64_t ar
   }
 }
 
-// c[r * ldc] = A row r . b for rows of `length` elements, at most kReduceRows of them: one column of a product. What N = 49
-// leaves over after 48 columns costs a third of a narrow vector this way.
+// c[r * ldc] = A row r . b for rows of `length` elements, at most kReduceRows of them: one column of a product. The
+// column that N = 49 leaves over after 48 costs a third of a narrow vector this way.
 template <class Product>
 SWIN_FAST_INLINE void dot_column(int M, int length, const float* a, int64_t lda, const float* b, float* c,
                                  int64_t ldc) {

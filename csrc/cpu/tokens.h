@@ -97,8 +97,8 @@ struct WindowWalk {
   }
 };
 
-// Asks for `bytes` bytes at `offset` behind each of rows [i0, i0 + m), into L2. Called for the window ahead, a few rows at
-// a time between the products of this one: all rows at once fill the miss buffers and stall (9 % of a forward).
+// Asks for `bytes` bytes at `offset` behind each of rows [i0, i0 + m), into L2. Called for the window ahead, a few rows
+// at a time between the products of this one: all rows at once fill the miss buffers and stall (9 % of a forward).
 SWIN_FAST_INLINE void prefetch_rows(const char* const* first, int i0, int m, int64_t offset, int64_t bytes) {
   for (int i = i0; i < i0 + m; i++) {
     if (first[i] == nullptr) continue;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The driver of the CPU backend: lays the bias out for the kernels, cuts the strips among threads, and folds the sums of
-// the backward. Torch-free, compiled for the base instruction set.
+// The driver of the CPU backend: lays the bias out for the kernels, cuts the strips among threads, and folds the sums
+// of the backward. Torch-free, compiled for the base instruction set.
 #include "window_attention.h"
 
 #include <algorithm>

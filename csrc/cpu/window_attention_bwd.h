@@ -3,8 +3,9 @@
 // window_attention_bwd
 // Computes  with P = softmax(S), S = scale * q k^T + bias + mask, dP = dO v^T, dS = P * (dP - rowsum(P * dP)):
 //           dv = P^T dO, dq = scale * dS k, dk = scale * dS^T q, dbias = sum over windows of dS. P is recomputed.
-//           Cosine attention: E = dS / (||q|| ||k||), X = E k, dlogit_scale = sum q.X, dq = logit_scale * (X - q (q.X) / ||q||^2),
-//           and the same for k; rows below the norm's eps lose the second term.
+//           Cosine attention: E = dS / (||q|| ||k||), X = E k, dlogit_scale = sum q.X,
+//           dq = logit_scale * (X - q (q.X) / ||q||^2), and the same for k; rows below the norm's eps lose
+//           the second term.
 //           dpad_value sums the k and v gradients of padded tokens; their queries are dropped, so its q part is 0.
 // Grid      one call takes one slice of strips, all heads, in order; slices are cut by shape alone and folded in order.
 // Memory    tiles of one (window, head) and kBlock rows of P and dS: 80 KB at N = 49, 210 KB at N = 144.
@@ -71,8 +72,8 @@ void take_bwd(Arena& arena, const Size& size, int nH, int64_t head_stride, bool 
   s.dbias_strip = has_bias ? arena.take<float>(nH * head_stride) : nullptr;
 }
 
-// Rows [i0, i0 + m), from raw products and dP to P and dS as operands. dS is also added to the rows of the bias gradient;
-// for the products with k and q, cosine attention divides it by ||q|| ||k||.
+// Rows [i0, i0 + m), from raw products and dP to P and dS as operands. dS is also added to the rows of the bias
+// gradient; for the products with k and q, cosine attention divides it by ||q|| ||k||.
 template <class Operands, class Size>
 SWIN_FAST_INLINE void softmax_bwd_rows(const Size& size, const ScoreTerms& terms, int i0, int m, float* scores,
                                        const float* dprobs, int64_t ld, float* dbias, float* p, float* ds,

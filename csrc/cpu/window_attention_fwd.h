@@ -276,8 +276,8 @@ SWIN_FAST_INLINE void product_rows(const Size& size, int i0, int m, const float*
     dot_column<Product>(m, steps, a + i0 * ld, ld, b + (n - 1) * ld, products + n - 1, columns);
 }
 
-// q, k and v of one (window, head). Two sets take turns: while one is computed, the next is packed a few rows at a time,
-// so that the loads from L2 hide behind the products (8 % of a forward).
+// q, k and v of one (window, head). Two sets take turns: while one is computed, the next is packed a few rows at a
+// time, so that the loads from L2 hide behind the products (8 % of a forward).
 struct HeadTiles {
   float* part[3];
 };
