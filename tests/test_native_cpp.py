@@ -233,7 +233,7 @@ BUGS = {
         "return static_cast<int32_t>(b * stride_b + y * stride_y + x * stride_x);",
     ),
     "relative rows upside down": Bug(
-        "cpu/window_attention.cpp", "const int64_t row = 2 * (shape.Wh - 1) - u;", "const int64_t row = u;"
+        "cpu/window_attention.cpp", "return (2 * (shape.Wh - 1) - u) * shape.rows_x", "return u * shape.rows_x"
     ),
     "dbias without its last slice": Bug(
         "cpu/window_attention.cpp",

@@ -76,15 +76,20 @@ const Kernels& kernels_for(ScalarType dtype) {
 #define SWIN_FAST_COMPILER "gcc " __VERSION__
 #endif
 
-const char* build_info() {
-  return "{\"version\": \"" SWIN_FAST_STRING(SWIN_FAST_VERSION) "\", \"compiler\": \"" SWIN_FAST_COMPILER
-                                                                "\", \"isa_compiled\": [\"scalar\""
 #ifdef SWIN_FAST_X86
-                                                                ", \"avx2\", \"avx512\", \"avx512_bf16\""
+#define SWIN_FAST_PATHS R"("scalar", "avx2", "avx512", "avx512_bf16")"
+#else
+#define SWIN_FAST_PATHS R"("scalar")"
 #endif
-                                                                "], \"instances\": [[49, 32], [64, 32], [144, 32]], "
-                                                                "\"max_window_area\": 1024, \"max_head_dim\": 128, "
-                                                                "\"torch_target\": \"2.10\"}";
+
+const char* build_info() {
+  // clang-format off
+  return R"({"version": ")" SWIN_FAST_STRING(SWIN_FAST_VERSION)
+         R"(", "compiler": ")" SWIN_FAST_COMPILER
+         R"(", "isa_compiled": [)" SWIN_FAST_PATHS
+         R"(], "instances": [[49, 32], [64, 32], [144, 32]], "max_window_area": 1024, "max_head_dim": 128,)"
+         R"( "torch_target": "2.10"})";
+  // clang-format on
 }
 
 }  // namespace swin_fast::cpu
