@@ -32,6 +32,7 @@ ISAS = ("scalar", "avx2", "avx512", "avx512_bf16") if X86 else ("scalar",)
 BASE_SOURCES = ("isa", "window_attention")
 SOURCES = (*BASE_SOURCES, *(f"kernels_{isa}" for isa in ISAS))
 
+THREADS = ("-fsanitize=thread", "-O1", "-g1")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1")
 # Every line of the kernels is inlined many times over, which makes some checks of each memory access cost minutes of
 # compilation: null pointers and object sizes, which the guard pages cover as well, and red zones around local arrays,
@@ -166,33 +167,35 @@ def test_huge_outputs(toolchain: Toolchain) -> None:
     check(toolchain.program, "--huge")
 
 
-@pytest.fixture(scope="session")
-def sanitizers(toolchain: Toolchain) -> None:
-    """The compiler has the sanitizers' libraries, and programs built with them start."""
+@pytest.fixture(params=[SANITIZE], ids=["address,undefined"])
+def sanitize(toolchain: Toolchain, request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The flags of the sanitizers, if the compiler has their libraries and programs built with them start here."""
     source = toolchain.folder / "probe.cpp"
     source.write_text("int main() {}\n")
-    command = [*toolchain.compiler, *SANITIZE, str(source), "-o", str(toolchain.folder / "probe")]
+    probe = toolchain.folder / "probe"
+    command = [*toolchain.compiler, *request.param, str(source), "-o", str(probe)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0 or run(toolchain.folder / "probe").returncode != 0:
-        absent(f"the compiler has no sanitizers: {done.stderr[-1000:]}")
+    if done.returncode == 0:
+        done = run(probe)
+    if done.returncode != 0:
+        absent(f"{shlex.join(request.param)} does not work here: {done.stderr[-1000:]}")
+    return request.param
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("sanitizers")
-def test_window_arithmetic_sanitized(toolchain: Toolchain) -> None:
-    test = toolchain.object(PROGRAMS / "test_window.cpp", "sanitized", *SANITIZE)
-    check(toolchain.link("test_window_sanitized", test, flags=SANITIZE))
+def test_window_arithmetic_sanitized(toolchain: Toolchain, sanitize: tuple[str, ...]) -> None:
+    test = toolchain.object(PROGRAMS / "test_window.cpp", "sanitized", *sanitize)
+    check(toolchain.link("test_window_sanitized", test, flags=sanitize))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("sanitizers")
-def test_kernels_sanitized(toolchain: Toolchain) -> None:
-    driver = toolchain.object(PROGRAMS / "test_window_attention.cpp", "sanitized", *SANITIZE)
+def test_kernels_sanitized(toolchain: Toolchain, sanitize: tuple[str, ...]) -> None:
+    driver = toolchain.object(PROGRAMS / "test_window_attention.cpp", "sanitized", *sanitize)
     kernels = [
-        toolchain.kernel_object(name, "sanitized_kernels", *(SANITIZE if name in BASE_SOURCES else SANITIZE_KERNELS))
+        toolchain.kernel_object(name, "sanitized_kernels", *(sanitize if name in BASE_SOURCES else SANITIZE_KERNELS))
         for name in SOURCES
     ]
-    check(toolchain.link("test_window_attention_sanitized", driver, *kernels, flags=SANITIZE), "--quick")
+    check(toolchain.link("test_window_attention_sanitized", driver, *kernels, flags=sanitize), "--quick")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,9 +287,9 @@ BUGS = {
     "delta of the lone column missing": Bug(
         "cpu/window_attention_bwd.h", "mul(e, sub(lone_d.vector(v), deltas.vector(v)))", "mul(e, lone_d.vector(v))"
     ),
-    "gradient behind columns N": Bug(
+    "NaN of a row spills behind its bias": Bug(
         "cpu/window_attention_bwd.h",
-        "if (v == vectors - 1 && last < kWidth) d = keep(d, last, zero());  // what lies behind N is not a number",
+        "if (v == vectors - 1 && last < kWidth) d[v] = keep(d[v], last, zero());",
         "",
     ),
     "later row blocks of dk and dv overwrite": Bug(
@@ -358,11 +361,21 @@ class PlantedBugs:
             pytest.skip(f"this CPU has no {wanted} path, only {', '.join(available)}")
         return wanted
 
-    def program(self, name: str, csrc: Path, rebuilt: tuple[str, ...]) -> Path:
-        changed = [self.toolchain.kernel_object(source, name, "-O1", csrc=csrc) for source in rebuilt]
+    def program(self, name: str, csrc: Path, rebuilt: tuple[str, ...], flags: tuple[str, ...] = ("-O0",)) -> Path:
+        changed = [self.toolchain.kernel_object(source, name, *flags, csrc=csrc) for source in rebuilt]
         others = [path for source, path in self.toolchain.kernels.items() if source not in rebuilt]
         # First come the changed ones: of an inline function that several objects hold, the linker keeps the first.
-        return self.toolchain.link(f"{name}/program", *changed, self.toolchain.driver, *others)
+        return self.toolchain.link(f"{name}/program", *changed, self.toolchain.driver, *others, flags=flags)
+
+    def plant(self, bug: Bug, folder: Path) -> Path:
+        """A copy of csrc with the bug in it."""
+        csrc = folder / "csrc"
+        shutil.copytree(CSRC, csrc)
+        source = csrc / bug.file
+        text = source.read_text()
+        assert text.count(bug.old) == 1, f"{bug.file} must hold this once, to plant a bug there: {bug.old}"
+        source.write_text(text.replace(bug.old, bug.new))
+        return csrc
 
 
 @pytest.fixture(scope="session")
@@ -391,12 +404,7 @@ def test_nothing_planted(planted: PlantedBugs, isa: str) -> None:
 def test_planted_bug(planted: PlantedBugs, name: str, tmp_path: Path) -> None:
     bug = BUGS[name]
     isa = planted.isa(bug.isa)
-    csrc = tmp_path / "csrc"
-    shutil.copytree(CSRC, csrc)
-    source = csrc / bug.file
-    text = source.read_text()
-    assert text.count(bug.old) == 1, f"{bug.file} must hold this once, to plant a bug there: {bug.old}"
-    source.write_text(text.replace(bug.old, bug.new))
+    csrc = planted.plant(bug, tmp_path)
     folder = re.sub(r"\W+", "_", name)
 
     program = planted.program(folder, csrc, bug.rebuilt(isa))
@@ -405,3 +413,27 @@ def test_planted_bug(planted: PlantedBugs, name: str, tmp_path: Path) -> None:
         shutil.copytree(PROGRAMS, tmp_path / "tests" / "cpp")
         test = planted.toolchain.object(tmp_path / "tests" / "cpp" / "test_window.cpp", folder, "-O1")
         noticed(run(planted.toolchain.link(f"{folder}/test_window", test)), "test_window")
+
+
+# The threads of a piece each must share nothing that is written: scratch memory, above all.
+RACE = Bug(
+    "cpu/window_attention.cpp",
+    "const Aligned<char> scratch = allocate<char>(static_cast<int64_t>(scratch_bytes));\n    kernels.fwd(",
+    "static const Aligned<char> scratch = allocate<char>(static_cast<int64_t>(scratch_bytes));\n    kernels.fwd(",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitize", [THREADS], ids=["thread"], indirect=True)
+@pytest.mark.parametrize("race", [False, True], ids=["as they are", "planted race"])
+def test_threads(planted: PlantedBugs, sanitize: tuple[str, ...], race: bool, tmp_path: Path) -> None:
+    """The thread sanitizer finds no race between the pieces of a parallel loop, and does find a planted one."""
+    isa = planted.isa("widest")
+    csrc = planted.plant(RACE, tmp_path) if race else CSRC
+    program = planted.program(f"threads_{race}", csrc, ("window_attention", f"kernels_{isa}"), sanitize)
+    arguments = ("--quick", "--isa", isa, "--only", "size=10x15")
+    if race:
+        done = run(program, *arguments)
+        assert done.returncode != 0 and "data race" in done.stderr, f"exit status {done.returncode}"
+    else:
+        check(program, *arguments)
