@@ -212,8 +212,10 @@ void window_attention_bwd(const WindowAttentionBwdParams& params, ParallelFor pa
       for (int64_t e = 0; e < pad_elements; e++)
         dpad_value[static_cast<size_t>(e)] += dpad_value[static_cast<size_t>(slice * pad_elements + e)];
     const int64_t part = nH * params.hd;
-    const std::vector<float> zeros(static_cast<size_t>(part), 0.f);
-    std::vector<float> values(dpad_value.begin(), dpad_value.begin() + pad_elements);
+    // The store reads whole vectors, so both have room for one.
+    const std::vector<float> zeros(static_cast<size_t>(padded_columns(part)), 0.f);
+    std::vector<float> values(static_cast<size_t>(padded_columns(pad_elements)));
+    std::copy(dpad_value.begin(), dpad_value.begin() + pad_elements, values.begin());
     kernels.store(params.dtype, zeros.data(), part, params.dpad_value, 0);
     kernels.store(params.dtype, values.data(), pad_elements, params.dpad_value, part);
   }
