@@ -341,8 +341,8 @@ inline Outputs run_kernels(const Problem& p, const EncodedInputs& in, const Layo
   return run_on(p, in, layout, qkv->data(), grad_out->data(), side);
 }
 
-// Multiples of the unit roundoff allowed to a float32 sum over a window. Its errors mostly cancel, but equal terms, which
-// padding makes, all round the same way. At most 2e-5 in all.
+// Multiples of the unit roundoff allowed to a float32 sum over a window. Its errors mostly cancel, but equal terms,
+// which padding makes, all round the same way. At most 2e-5 in all.
 inline double accumulation_factor(const Problem& p) {
   return std::min(8.0 + static_cast<double>(p.area()) / 2, 2e-5 / float_format(ScalarType::kFloat32).unit());
 }
