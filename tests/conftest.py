@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures: the backends, the native paths of the CPU, and a clean process state around every test.
 
-A backend that cannot run here is skipped with the sentences of `why_not`; if SWIN_FAST_REQUIRE names it, that is a
-failure. The same suite runs on a GPU machine: triton and cuda take their tensors on device "cuda".
+The suite runs over the backends that this version brings, `ops.OVERLOADS`. One that cannot run here is skipped with the
+sentences of `why_not`; if SWIN_FAST_REQUIRE names it, that is a failure, also where this version does not bring it. The
+same suite runs on a GPU machine: triton and cuda take their tensors on device "cuda".
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ import pytest
 import torch
 
 from cases import ISAS, Case
-from swin_fast import dispatch
+from swin_fast import dispatch, ops
 from swin_fast.backends import native
 
 REQUIRED = tuple(filter(None, os.environ.get("SWIN_FAST_REQUIRE", "").split(",")))
 
 if unknown := set(REQUIRED) - set(dispatch.BACKENDS):
     raise pytest.UsageError(f"SWIN_FAST_REQUIRE: got {sorted(unknown)}, want some of {', '.join(dispatch.BACKENDS)}")
+
+#: What the tests run over.
+BACKENDS = tuple(dict.fromkeys((*ops.OVERLOADS, *REQUIRED)))
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def _make_path(backend: str, isa: str | None) -> Iterator[KernelPath]:
         native.select_cpu_isa(before)
 
 
-_NATIVE = [("cpu", isa) for isa in ISAS] + [("triton", None), ("cuda", None)]
+_PATHS = [(backend, isa) for backend in BACKENDS for isa in (ISAS if backend == "cpu" else (None,))]
 
 
 def _id(parameter: tuple[str, str | None]) -> str:
@@ -88,7 +92,7 @@ def _id(parameter: tuple[str, str | None]) -> str:
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrises the paths last, so that they vary fastest: all of them run a case while its truth is at hand."""
-    for name, parameters in (("path", [("reference", None), *_NATIVE]), ("native_path", _NATIVE)):
+    for name, parameters in (("path", _PATHS), ("native_path", [path for path in _PATHS if path[0] != "reference"])):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, parameters, ids=_id, indirect=True)
 
@@ -105,7 +109,7 @@ def native_path(request: pytest.FixtureRequest) -> Iterator[KernelPath]:
     yield from _make_path(*request.param)
 
 
-@pytest.fixture(params=dispatch.BACKENDS)
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend, by name; the CPU with the instruction set it chose itself."""
     _require(request.param, _device(request.param), torch.float32, 49, 32)
