@@ -75,11 +75,13 @@ test: needs-pytest needs-pytest_benchmark build
 check: test
 	$(PY) -m pytest -m slow $(ARGS)
 
+CPP = $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp')
 lint: needs-ruff needs-mypy needs-clang_format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	clang-format --dry-run -Werror $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+	clang-format --dry-run -Werror $(CPP)
+	@! grep -nE '.{121}' $(CPP) || { echo "longer than 120 characters, where clang-format cannot break"; exit 1; }
 
 bench: needs-pytest needs-pytest_benchmark build
 	$(PY) -m benchmarks.run $(ARGS)
