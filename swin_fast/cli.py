@@ -25,11 +25,12 @@ __all__ = ["doctor_report", "main"]
 ENVIRONMENT = {
     "SWIN_FAST_BACKEND": "backend chosen automatically",
     "SWIN_FAST_BUILD": "auto, when installing",
-    "SWIN_FAST_CUDA_ARCHS": "default architectures, when installing",
     "SWIN_FAST_ISA": "best instruction set of this CPU",
     "SWIN_FAST_REQUIRE": "tests may skip a backend that cannot run",
     "SWIN_FAST_LOG": "no log",
 }
+# Who complains about a value; SWIN_FAST_ISA is the matter of the native library, which says why it is not usable.
+CHECKS = {"SWIN_FAST_BACKEND": dispatch.check_backend, "SWIN_FAST_LOG": dispatch.check_log_level}
 
 # (models, window_size, head_dim): the shapes of the published Swin V1 models.
 MODEL_SHAPES = (
@@ -132,6 +133,7 @@ def doctor_report() -> dict[str, Any]:
         "machine": _fact(_machine),
         "gpu": _fact(_gpu),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+        "environment_errors": _environment_errors(),
         "dispatch": _fact(_dispatch_table),
     }
 
@@ -193,6 +195,17 @@ def _gpu() -> dict[str, Any]:
     return {"torch_cuda": torch.version.cuda, "devices": devices}
 
 
+def _environment_errors() -> list[str]:
+    errors = []
+    for name, check in CHECKS.items():
+        try:
+            if value := os.environ.get(name):
+                check(value)
+        except ValueError as error:
+            errors.append(str(error))
+    return errors
+
+
 def _dispatch_table() -> list[dict[str, Any]]:
     devices: list[tuple[str, tuple[int, int] | None]] = [("cpu", None)]
     if torch.cuda.is_available():
@@ -223,6 +236,7 @@ def _sections(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
         (name, repr(value) if value is not None else f"not set: {ENVIRONMENT[name]}")
         for name, value in report["environment"].items()
     ]
+    environment += [("wrong", error) for error in report["environment_errors"]]
     gpu = dict(report["gpu"])
     for index, device in enumerate(gpu.pop("devices", [])):
         gpu[f"device {index}"] = f"{device['name']}, capability {device['capability']}, {device['memory_gib']} GiB"

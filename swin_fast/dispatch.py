@@ -189,15 +189,29 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def check_log_level(level: str) -> str:
+    """`level`, as logging spells it.
+
+    Raises:
+        ValueError: there is no such level.
+    """
+    if level.lower() not in _LOG_LEVELS:
+        raise ValueError(f"SWIN_FAST_LOG: got {level!r}, want one of {', '.join(_LOG_LEVELS)}")
+    return level.upper()
+
+
 def _configure_log(level: str | None) -> None:
     if not level:
         return
-    if level.lower() not in _LOG_LEVELS:
-        raise ValueError(f"SWIN_FAST_LOG: got {level!r}, want one of {', '.join(_LOG_LEVELS)}")
+    try:
+        level = check_log_level(level)
+    except ValueError as error:  # an import does not fail for want of a log
+        _log.warning("%s", error)
+        return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     _log.addHandler(handler)
-    _log.setLevel(level.upper())
+    _log.setLevel(level)
 
 
 _configure_log(os.environ.get("SWIN_FAST_LOG"))

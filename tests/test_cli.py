@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,15 @@ def test_doctor_shows_the_variables_in_force(
     assert any(line.split()[:3] == ["SWIN_FAST_LOG", "not", "set:"] for line in lines)
 
 
+def test_doctor_takes_good_variables_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWIN_FAST_BACKEND", "cpu")
+    monkeypatch.setenv("SWIN_FAST_LOG", "Info")
+    assert cli.doctor_report()["environment_errors"] == []
+    monkeypatch.setenv("SWIN_FAST_BACKEND", "")
+    monkeypatch.setenv("SWIN_FAST_LOG", "")
+    assert cli.doctor_report()["environment_errors"] == []
+
+
 def test_doctor_tells_a_forced_backend_that_cannot_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, without_rich: None
 ) -> None:
@@ -166,9 +176,13 @@ def test_doctor_tells_a_forced_backend_that_cannot_run(
 
 
 def test_doctor_survives_bad_variables_in_a_fresh_process() -> None:
-    done = run_module("doctor", SWIN_FAST_BACKEND="nonsense", SWIN_FAST_ISA="fastest")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "backend: got 'nonsense'" in done.stdout
+    done = run_module("doctor", SWIN_FAST_BACKEND="nonsense", SWIN_FAST_ISA="fastest", SWIN_FAST_LOG="loud")
+    bad_level = "SWIN_FAST_LOG: got 'loud', want one of debug, info, warning, error"
+    assert (done.returncode, done.stderr) == (0, f"{bad_level}\n")
+    environment = done.stdout.partition("Environment")[2].partition(cli.DISPATCH_TITLE)[0]
+    wrong = [" ".join(part.split()) for part in re.split(r"\n +wrong ", environment)[1:]]
+    backends = ", ".join(dispatch.BACKENDS)
+    assert wrong == [f"backend: got 'nonsense' (from SWIN_FAST_BACKEND), want one of {backends}", bad_level]
     if native.cpu_library() is not None:
         assert "SWIN_FAST_ISA=fastest cannot run here" in " ".join(done.stdout.split())
 
