@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import datetime, timezone
 from typing import Any
 
@@ -16,6 +17,7 @@ from .peers import FAMILIES
 
 CEILINGS = pytest.StashKey[dict[str, float]]()
 LOAD = pytest.StashKey[tuple[float, ...]]()
+START = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,6 +61,7 @@ def ceilings_fixture(request: pytest.FixtureRequest) -> dict[str, float]:
     request.config.stash[LOAD] = os.getloadavg()[:1]
     found = ceilings()
     request.config.stash[CEILINGS] = found
+    request.config.stash[START] = time.monotonic()
     print("\nceilings:", ", ".join(f"{name} {value:g}" for name, value in found.items()), flush=True)
     return found
 
@@ -77,10 +80,19 @@ class Progress:
         print(f"{info['ms']:.3f} ms, {info['ratio']:.2f}x over {info['best_peer']}{bar} ", end="", flush=True)
 
 
+def time_left(done: int, rows: int, seconds: float) -> str:
+    """A guess: the rows to come take as long, on average, as those that are done."""
+    if not done:
+        return ""
+    minutes = seconds / done * (rows - done) / 60
+    return f", {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+
+
 @pytest.fixture
 def progress(request: pytest.FixtureRequest, ceilings: dict[str, float]) -> Progress:
     items = request.session.items
-    return Progress(f"[{items.index(request.node) + 1}/{len(items)}] {request.node.callspec.id}:")
+    done, seconds = items.index(request.node), time.monotonic() - request.config.stash[START]
+    return Progress(f"[{done + 1}/{len(items)}{time_left(done, len(items), seconds)}] {request.node.callspec.id}:")
 
 
 def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, Any]:
@@ -95,6 +107,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def measured_on(config: pytest.Config) -> dict[str, Any]:
     return {
         **machine_info(),
+        "budget_s": config.getoption("--budget"),
         "ceilings": config.stash.get(CEILINGS, {}),
         "load_average": [round(load, 1) for load in (*config.stash.get(LOAD, ()), os.getloadavg()[0])],
     }

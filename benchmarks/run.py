@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from .machine import ROOT, commit, result_path
@@ -20,26 +21,36 @@ from .table import show
 SUITES = {"op": ("bench_window_attention.py", "window_attention.json")}
 
 QUICK_PEERS = ("eager", "sdpa", "compile")
-QUICK_BUDGET = 1.5
+BUDGET, QUICK_BUDGET = 10.0, 1.5
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--suite", choices=SUITES, default="op")
     parser.add_argument("--quick", action="store_true", help="shifted first stages, few rounds: for tuning")
     parser.add_argument("--rows", metavar="EXPR", help="only these rows: a -k expression of pytest, as 'b1 and bf16'")
     parser.add_argument("--peers", help=f"families of peers by comma, of {','.join(FAMILIES)}; default all")
-    parser.add_argument("--budget", type=float, help="CPU seconds of timed rounds per row; default 10")
+    parser.add_argument(
+        "--budget", type=float, help=f"CPU seconds of timed rounds per row; default {BUDGET:g}, quick {QUICK_BUDGET:g}"
+    )
     parser.add_argument("--backend", default="cpu", help="backend of swin_fast; default cpu")
-    parser.add_argument("--json", type=Path, help="where to write; default for a whole run: benchmarks/results/DEVICE")
+    parser.add_argument(
+        "--json", type=Path, help="where to write; default for all rows and peers: benchmarks/results/DEVICE"
+    )
     parser.add_argument("--allow-dirty", action="store_true", help="write results of a tree with uncommitted changes")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     unknown = set((options.peers or "").split(",")) - {"", *FAMILIES}
     if unknown:
         parser.error(f"--peers: got {', '.join(sorted(unknown))}, want some of {', '.join(FAMILIES)}")
     if not set((options.peers or "eager").split(",")) >= {"eager"}:
         parser.error("--peers: eager must be among them, its error is the yardstick for ours")
     return options
+
+
+def target_of(options: argparse.Namespace) -> Path | None:
+    """Where the result goes; None where a part of the rows or peers would overwrite the whole."""
+    whole = not (options.quick or options.rows or options.peers)
+    return options.json or (ROOT / result_path("cpu", SUITES[options.suite][1]) if whole else None)
 
 
 def compact(value: object, indent: int = 0, width: int = 160) -> str:
@@ -57,14 +68,13 @@ def compact(value: object, indent: int = 0, width: int = 160) -> str:
 def main() -> int:
     options = arguments()
     source, results = SUITES[options.suite]
-    whole = not (options.quick or options.rows or options.peers or options.budget)
-    target = options.json or (ROOT / result_path("cpu", results) if whole else None)
+    target = target_of(options)
     if target and commit()["dirty"] and not options.allow_dirty:
         print("The tree has uncommitted changes, so nobody could repeat this result: commit, or pass --allow-dirty.")
         return 2
 
     peers = options.peers or ",".join(QUICK_PEERS if options.quick else FAMILIES)
-    budget = options.budget or (QUICK_BUDGET if options.quick else 10.0)
+    budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / results
         command = [sys.executable, "-m", "pytest", str(ROOT / "benchmarks" / source), "-q", "-s", "--no-header"]

@@ -68,6 +68,8 @@ def heading(result: dict[str, Any]) -> str:
     machine, commit = result["machine_info"], result["commit_info"]
     cpu, allocator = machine["cpu"], machine["allocator"]
     ceilings = ", ".join(f"{name} {value:g}" for name, value in machine["ceilings"].items())
+    load = " to ".join(f"{load:.1f}" for load in machine["load_average"])
+    budget = f"; budget {machine['budget_s']:g} s per row" if "budget_s" in machine else ""  # older results: unknown
     return "\n".join(
         [
             f"{machine['device']}: {cpu['cores']} cores, {cpu['name']}, torch {machine['torch']['version']} "
@@ -76,7 +78,7 @@ def heading(result: dict[str, Any]) -> str:
             f"commit {commit['id'][:12]}{' (dirty)' if commit['dirty'] else ''}, {result['datetime']}, allocator "
             f"{'as stated' if allocator['as_stated'] else 'NOT as stated'}"
             f"{'' if allocator['keeps_memory'] else ', but memory is still faulted in again'}",
-            f"ceilings: {ceilings}; load average {' to '.join(f'{load:.1f}' for load in machine['load_average'])}",
+            f"ceilings: {ceilings}; load average {load}{budget}",
         ]
     )
 

@@ -6,16 +6,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from .cases import DTYPES, ROWS, Row, Stage
-from .machine import commit, device_slug
+from .conftest import measured_on, time_left
+from .machine import ROOT, commit, device_slug
 from .measure import Clocked, champions, errors, exact_results, our_bound, peer_bound, relative_error, unequal
 from .peers import FAMILIES, Contender, Problem, ours, peers
-from .run import compact
+from .run import arguments, compact, target_of
 from .table import HEADINGS, cells, show
 
 TOY = Stage("toy", 12, 2, 4, 2, head_dim=8)
@@ -139,6 +141,30 @@ def test_commit_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert commit() == {"id": "abc", "dirty": False}
 
 
+@pytest.mark.parametrize("given", ["", "--budget 2", "--allow-dirty"])
+def test_all_rows_and_peers_write_the_result_of_the_device(given: str) -> None:
+    target = target_of(arguments(given.split()))
+    assert target is not None
+    assert target.relative_to(ROOT).parts[:2] == ("benchmarks", "results")
+
+
+@pytest.mark.parametrize("given", ["--quick", "--rows b1", "--peers eager,sdpa", "--quick --budget 2"])
+def test_a_part_is_written_only_where_asked(given: str) -> None:
+    assert target_of(arguments(given.split())) is None
+    assert target_of(arguments([*given.split(), "--json", "part.json"])) == Path("part.json")
+
+
+def test_the_result_tells_its_budget(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytestconfig.option, "budget", 2.0)
+    assert measured_on(pytestconfig)["budget_s"] == 2.0
+
+
+def test_time_left() -> None:
+    assert time_left(0, 48, 5.0) == ""
+    assert time_left(12, 48, 600.0) == ", 30 min left"
+    assert time_left(47, 48, 940.0) == ", less than a minute left"
+
+
 def test_compact_json_says_the_same() -> None:
     value = {"long": ["x" * 50, {"y": [1, 2.5, None, True]}], "empty": [[], {}], "text": 'a "b" [c] {d}'}
     for width in (1, 40, 1000):
@@ -174,9 +200,12 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
             "swin_fast": {"version": "0", "isa": ""},
             "allocator": {"as_stated": True, "keeps_memory": True},
             "ceilings": {"copy_gb_per_s": 1.0},
+            "budget_s": 2.0,
             "load_average": [1.0, 1.0],
         },
         "benchmarks": [{"extra_info": info}],
     }
     show(result)
-    assert "bars met: 0 of 1" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "bars met: 0 of 1" in text
+    assert "budget 2 s per row" in text
