@@ -28,6 +28,7 @@ LAYERS = (
     {"functional"},
     {"blocks"},
     {""},  # swin_fast/__init__.py
+    {"demo_measure"},
     {"demo"},
     {"cli"},
     {"__main__"},
