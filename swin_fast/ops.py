@@ -116,7 +116,7 @@ def _register_autograd(fwd: OpOverload[..., Any], bwd: OpOverload[..., Any]) -> 
     """What torch.library.register_autograd does, for this schema alone.
 
     That one asks at every call which arguments have defaults, go by keyword or are lists of tensors; here none is.
-    A forward and backward of a tiny problem take 103 us instead of 141; 86 would be a bare autograd.Function.
+    A forward and backward of a tiny problem take 103 us instead of 141; a bare autograd.Function would take 86.
     """
 
     def below_autograd(keyset: Any, *inputs: Any) -> Any:

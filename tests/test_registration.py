@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import swin_fast
 from cases import Case, Inputs, make_inputs
@@ -168,3 +169,56 @@ def test_one_gradient_alone_equals_the_same_among_all(backend: str, device: str,
         return tensors[wanted].grad
 
     torch.testing.assert_close(gradient(wanted), gradient(*names), rtol=0, atol=0)
+
+
+def test_gradients_of_absent_and_unwanted_arguments_are_none(backend: str, device: str) -> None:
+    arguments = _arguments(make_inputs(CASES[0], torch.float32, device))  # without a bias
+    arguments[0].requires_grad_()
+    edges = ops.WINDOW_ATTENTION_FWD[backend](*arguments).grad_fn.next_functions
+    assert [node is not None for node, _ in edges] == [True, *(False for _ in edges[1:])]
+
+    arguments = _arguments(make_inputs(CASES[2], torch.float32, device))
+    bias = arguments[1].requires_grad_()
+    out = ops.WINDOW_ATTENTION_FWD[backend](*arguments)
+    unwanted = [x.requires_grad_() for x in (arguments[0], *arguments[2:4])]  # too late
+    grads = torch.autograd.grad(out.sum(), [bias, *unwanted], allow_unused=True)
+    assert [grad is not None for grad in grads] == [True, False, False, False]
+
+
+def test_nothing_is_recorded_without_need(backend: str, device: str) -> None:
+    arguments = _arguments(make_inputs(CASES[2], torch.float32, device))
+    fwd = ops.WINDOW_ATTENTION_FWD[backend]
+    want = fwd(*arguments)
+    assert want.grad_fn is None
+    arguments[0].requires_grad_()
+    with torch.no_grad():
+        out = fwd(*arguments)
+    assert out.grad_fn is None
+    assert torch.equal(out, want)
+    assert torch.equal(fwd(*arguments), want)
+
+
+@pytest.mark.parametrize("position", range(5))
+def test_the_backward_op_itself_refuses_to_be_differentiated(backend: str, device: str, position: int) -> None:
+    inputs = make_inputs(CASES[2], torch.float32, device)
+    arguments = [inputs.grad_out.detach(), *_arguments(inputs)]
+    arguments[position].requires_grad_()
+    for grad in ops.WINDOW_ATTENTION_BWD[backend](*arguments):
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            grad.sum().backward(retain_graph=True)
+
+
+def test_a_mode_sees_one_call_forward_and_one_backward(backend: str, device: str) -> None:
+    seen: list[str] = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(op))
+            return op(*args, **(kwargs or {}))
+
+    inputs = make_inputs(CASES[2], torch.float32, device)
+    with Record():
+        out = ops.WINDOW_ATTENTION_FWD[backend](*_arguments(inputs, requires_grad=True))
+        out.backward(inputs.grad_out)
+    ours = [name for name in seen if name.startswith("swin_fast")]
+    assert ours == [f"swin_fast.window_attention_fwd.{backend}", f"swin_fast.window_attention_bwd.{backend}"]

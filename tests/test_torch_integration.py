@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
@@ -122,6 +123,21 @@ def test_compile_graph_holds_one_node_of_the_chosen_overload(
     (graph,) = graphs
     nodes = [node.target for node in graph.graph.nodes if node.op == "call_function"]
     assert nodes == [getattr(torch.ops.swin_fast.window_attention_fwd, backend)]
+
+
+def test_compile_for_training_holds_one_node_forward_and_one_backward(backend: str, device: str) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    inputs = make_inputs(CASE, torch.float32, device)
+    tensors = {name: getattr(inputs, name).requires_grad_() for name in NAMES}
+    compiled = torch.compile(swin_fast.window_attention, fullgraph=True, backend=aot_autograd(fw_compiler=keep))
+    compiled(**tensors, backend=backend, **inputs.options).backward(inputs.grad_out)
+    ours = [[str(node.target) for node in graph.graph.nodes if "swin_fast" in str(node.target)] for graph in graphs]
+    assert ours == [[f"swin_fast.window_attention_fwd.{backend}"], [f"swin_fast.window_attention_bwd.{backend}"]]
 
 
 def test_compile_under_autocast(attention: Callable[..., Tensor], device: str) -> None:
@@ -288,6 +304,45 @@ def test_grad_scaler_sees_an_overflow_and_skips_the_step(backend: str, device: s
     assert scaler.get_scale() == 2.0**15
 
 
+def test_saved_tensors_may_live_elsewhere(attention: Callable[..., Tensor], device: str) -> None:
+    qkv = _qkv(2, 5, 7, device)
+    plain = _gradients(attention, qkv)
+    with torch.autograd.graph.save_on_cpu():
+        moved = _gradients(attention, qkv)
+    assert all(torch.equal(*pair) for pair in zip(moved, plain, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection", "ignore:Error detected in WindowAttentionBackward")
+def test_anomaly_mode_names_our_node(attention: Callable[..., Tensor], device: str) -> None:
+    qkv = _qkv(2, 5, 7, device)
+    with torch.autograd.detect_anomaly(check_nan=True):
+        out = attention(qkv.requires_grad_())
+        assert out.grad_fn.name() == "WindowAttentionBackward"
+        with pytest.raises(RuntimeError, match="'WindowAttentionBackward' returned nan"):
+            out.backward(torch.full_like(out, torch.nan))
+
+
+def test_backward_twice_needs_retain_graph(attention: Callable[..., Tensor], device: str) -> None:
+    qkv = _qkv(2, 5, 7, device).requires_grad_()
+    out = attention(qkv).sum()
+    out.backward(retain_graph=True)
+    once = qkv.grad.clone()
+    out.backward()
+    assert torch.equal(qkv.grad, 2 * once)
+    with pytest.raises(RuntimeError, match="second time"):
+        out.backward()
+
+
+@pytest.mark.parametrize("changed", NAMES)
+def test_an_input_changed_in_place_is_refused_in_backward(backend: str, device: str, changed: str) -> None:
+    inputs = make_inputs(CASE, torch.float32, device)
+    tensors = {name: getattr(inputs, name).requires_grad_() * 1 for name in NAMES}
+    out = swin_fast.window_attention(**tensors, backend=backend, **inputs.options)
+    tensors[changed].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=["fp64", "fp16", "bf16"])
 def test_gradients_come_in_each_arguments_own_dtype(backend: str, device: str, dtype: torch.dtype) -> None:
     inputs = make_inputs(CASE, torch.float32, device)
@@ -328,6 +383,19 @@ def test_double_backward_is_refused(attention: Callable[..., Tensor], device: st
         grad.square().sum().backward()
 
 
+@pytest.mark.parametrize("wrt", ["qkv", "bias", "grad_out"])
+def test_double_backward_is_refused_beside_other_terms(backend: str, device: str, wrt: str) -> None:
+    # Left unrecorded, the second derivative would be a silent zero here: the other term has one.
+    inputs = make_inputs(CASE, torch.float32, device)
+    qkv, bias, grad_out = (x.requires_grad_() for x in (inputs.qkv, inputs.bias, inputs.grad_out))
+    shared = {"logit_scale": inputs.logit_scale, "pad_value": inputs.pad_value, **inputs.options}
+    out = swin_fast.window_attention(qkv, bias, backend=backend, **shared)
+    for grad in torch.autograd.grad(out, (qkv, bias), grad_out, create_graph=True):
+        leaf = {"qkv": qkv, "bias": bias, "grad_out": grad_out}[wrt]
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            torch.autograd.grad(grad.square().sum() + leaf.square().sum(), leaf, retain_graph=True)
+
+
 def test_forward_mode_is_refused(attention: Callable[..., Tensor], device: str) -> None:
     qkv = _qkv(2, 5, 7, device)
     with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
@@ -338,6 +406,12 @@ def test_functional_grad_is_refused(attention: Callable[..., Tensor], device: st
     # PyTorch's own refusal: the autograd of a library op does not compose with functorch.
     with pytest.raises(RuntimeError, match="functorch transforms"):
         torch.func.grad(lambda qkv: attention(qkv).sum())(_qkv(2, 5, 7, device))
+
+
+def test_a_call_that_is_a_constant_works_inside_functional_grad(attention: Callable[..., Tensor], device: str) -> None:
+    qkv = _qkv(2, 5, 7, device)
+    grad = torch.func.grad(lambda factor: (factor * attention(qkv)).sum())(torch.ones((), device=device))
+    torch.testing.assert_close(grad, attention(qkv).sum())
 
 
 def test_the_reference_function_is_differentiable_twice_and_forward() -> None:
