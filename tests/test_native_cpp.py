@@ -257,52 +257,49 @@ BUGS = {
         "cpu/window_attention.cpp", "count * (slice + 1) / slices", "(count * (slice + 1) - 1) / slices"
     ),
     "mask subtracted": Bug(
-        "cpu/window_attention_fwd.h",
-        "const vf mask = set1(terms.mask_value);",
-        "const vf mask = set1(-terms.mask_value);",
+        "cpu/softmax.h", "const vf mask = set1(terms.mask_value);", "const vf mask = set1(-terms.mask_value);"
     ),
-    "lone column not masked": Bug("cpu/window_attention_fwd.h", "t += terms.mask_value;", ""),
+    "lone column not masked": Bug(
+        "cpu/softmax.h", "terms.region[size.n() - 1], set1(terms.mask_value));", "terms.region[size.n() - 1], zero());"
+    ),
+    "lone column with the bias of the one before": Bug(
+        "cpu/softmax.h", "terms.row_offset[i0 + r] + size.n() - 1];", "terms.row_offset[i0 + r] + size.n() - 2];"
+    ),
     "columns behind N take part in the softmax": Bug(
-        "cpu/window_attention_fwd.h",
-        "if (last < kWidth) t[vectors - 1] = keep(t[vectors - 1], last, minus_infinity);",
+        "cpu/softmax.h",
+        "if constexpr (kRows == 0) x.set(r, v, inside(v, x.get(r, v), set1(-__builtin_inff())));",
         "",
     ),
-    "row wholly -inf becomes NaN": Bug("cpu/window_attention_fwd.h", "t == -__builtin_inff() ? 0.f : t", "t"),
-    "maximum not taken over the lone column": Bug(
-        "cpu/window_attention_fwd.h", "top.row[r] = top.row[r] > t ? top.row[r] : t;", ""
+    "row wholly -inf becomes NaN": Bug("cpu/softmax.h", "zero_where(get(top, v), -__builtin_inff())", "get(top, v)"),
+    "maximum not taken over the lone column": Bug("cpu/softmax.h", "set(top, v, max_nan(get(top, v), t));", ""),
+    "sum without the lone column": Bug("cpu/softmax.h", "set(sums, v, add(get(sums, v), e));", ""),
+    "rows of probabilities taken before they are ready": Bug(
+        "cpu/window_attention_fwd.h", "rows_of(ready), ready & 1);", "rows_of(ready), (ready & 1) ^ 1);"
+    ),
+    "sums of the first tile of rows for all": Bug(
+        "cpu/window_attention_fwd.h", "storef(s.inverse[half] + r0 + ", "storef(s.inverse[half] + "
     ),
     "head stride ignored": Bug("cpu/window_attention_fwd.h", "h * p.qkv_stride[4]", "h * static_cast<int64_t>(p.hd)"),
     "pad_value of the wrong head": Bug("cpu/window_attention_fwd.h", "(part * p.nH + h) * hd", "(part * p.nH) * hd"),
     "norm not clamped": Bug("cpu/window_attention_fwd.h", "norm < kNormEps ? kNormEps : norm", "norm"),
-    "dq without scale": Bug(
-        "cpu/window_attention_bwd.h",
-        "gradients.store(0, i0, m, s.dq, hd_columns, hd, factor);",
-        "gradients.store(0, i0, m, s.dq, hd_columns, hd, 1.f);",
+    "dq without scale": Bug("cpu/window_attention_bwd.h", "part == 2 ? &one : &factor", "part != 1 ? &one : &factor"),
+    "dv scaled like dk": Bug("cpu/window_attention_bwd.h", "part == 2 ? &one : &factor", "&factor"),
+    "padding of v added to that of k": Bug(
+        "cpu/window_attention_bwd.h", "dpad_value + (part - 1) * C", "dpad_value + 0 * C"
     ),
-    "delta term missing": Bug(
-        "cpu/window_attention_bwd.h",
-        "d[v] = mul(e, sub(loadf(dprobs + r * ld + v * kWidth), shift));",
-        "d[v] = mul(e, loadf(dprobs + r * ld + v * kWidth));",
-    ),
+    "delta term missing": Bug("cpu/softmax.h", "mul(x, sub(d.get(r, v), shift))", "mul(x, d.get(r, v))"),
     "delta of the lone column missing": Bug(
-        "cpu/window_attention_bwd.h", "mul(e, sub(lone_d.vector(v), deltas.vector(v)))", "mul(e, lone_d.vector(v))"
+        "cpu/softmax.h", "mul(x, sub(get(lone_d, v), get(deltas, v)))", "mul(x, get(lone_d, v))"
     ),
     "NaN of a row spills behind its bias": Bug(
-        "cpu/window_attention_bwd.h",
-        "if (v == vectors - 1 && last < kWidth) d[v] = keep(d[v], last, zero());",
-        "",
+        "cpu/softmax.h",
+        "d.set(r, v, softmax.inside(v, mul(x, sub(d.get(r, v), shift)), zero()));",
+        "d.set(r, v, mul(x, sub(d.get(r, v), shift)));",
     ),
     "later row blocks of dk and dv overwrite": Bug(
-        "cpu/window_attention_bwd.h",
-        "Size::kStaticHD, true>(m, hd, block_steps, ds_left",
-        "Size::kStaticHD, false>(m, hd, block_steps, ds_left",
+        "cpu/window_attention_bwd.h", "to_image ? run(so_far, image)", "to_image ? run(FromZero{}, image)"
     ),
     "clamped rows projected": Bug("cpu/window_attention_bwd.h", "if (inverse[i] == kClamped) continue;", ""),
-    "dv scaled like dk": Bug(
-        "cpu/window_attention_bwd.h",
-        "gradients.store(2, j0, m, dv, hd_columns, hd, 1.f);",
-        "gradients.store(2, j0, m, dv, hd_columns, hd, factor);",
-    ),
     "dbias of the last strip only": Bug("cpu/window_attention_bwd.h", "sums.dbias[e] += s.", "sums.dbias[e] = s."),
     "last columns of a product left out": Bug("cpu/tile.h", "for (; v < vectors; v++)", "for (; v < vectors - 1; v++)"),
     "last rows of a product left out": Bug(
@@ -313,8 +310,8 @@ BUGS = {
     ),
     "whole vectors written at the end of a row": Bug(
         "cpu/tile.h",
-        "store_part<T>(dst + whole, mul(loadf(src + whole), factor), hd - whole)",
-        "store<T>(dst + whole, mul(loadf(src + whole), factor))",
+        "store_part<T>(row + d, mul(x[v], factor), hd - d)",
+        "store<T>(row + d, mul(x[v], factor))",
     ),
     "rest of the transposed columns left out": Bug(
         "cpu/tile.h", "for (int j = 0; j < rest; j++) out[j]", "for (int j = 0; j < rest - 1; j++) out[j]"
@@ -335,13 +332,22 @@ BUGS = {
         "cpu/simd.h", "_mm256_add_epi32(lsb, _mm256_set1_epi32(0x7fff))", "_mm256_setzero_si256()", isa="avx2"
     ),
     "odd last element of a contraction left out": Bug(
-        "cpu/window_attention_fwd.h", "return (values + 1) / 2; }", "return values / 2; }", isa="avx512_bf16"
+        "cpu/operands.h", "return (values + 1) / 2; }", "return values / 2; }", isa="avx512_bf16"
+    ),
+    "odd last row paired with what stands behind it": Bug(
+        "cpu/operands.h",
+        "i + 1 < n ? _mm512_loadu_si512(b + d) : _mm512_setzero_si512()",
+        "_mm512_loadu_si512(b + d)",
+        isa="avx512_bf16",
     ),
     "whole bfloat16 vectors read at the end of a row": Bug(
-        "cpu/window_attention_fwd.h",
+        "cpu/operands.h",
         "_mm512_maskz_loadu_epi16(rest, row + whole)",
         "_mm512_loadu_si512(row + whole)",
         isa="avx512_bf16",
+    ),
+    "whole bfloat16 lines written at the end of a row": Bug(
+        "cpu/operands.h", "if (column + 2 * kWidth <= hd) {", "if (column < hd) {", isa="avx512_bf16"
     ),
 }
 

@@ -7,6 +7,7 @@
 //   vf            a vector of kWidth floats
 //   load<T>       T is F32, F16 or BF16: kWidth values of that type as floats; load_part<T> the first n, others 0
 //   max_nan       max of a and b; NaN in b comes out (x86 max returns its second operand then)
+//   reduce_rows   sums or maxima of the lanes of kReduceRows vectors, one a lane of RowValues
 #pragma once
 
 #include <cstdint>
@@ -51,6 +52,12 @@ SWIN_FAST_INLINE uint32_t float_to_bits(float f) {
 // Rows whose maxima and sums are taken together: one tree of shuffles instead of eight.
 constexpr int kReduceRows = 8;
 
+// One value for each of a few rows: written and read as whole vectors, or row by row.
+struct alignas(64) RowValues {
+  static constexpr int kRoom = 16;
+  float row[kRoom];
+};
+
 struct Add;
 struct Max;
 
@@ -74,6 +81,14 @@ SWIN_FAST_INLINE float reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
 SWIN_FAST_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 // The first n lanes of a, the others of b.
 SWIN_FAST_INLINE vf keep(vf a, int n, vf b) { return _mm512_mask_mov_ps(b, first_lanes(n), a); }
+// 0 where a is `value`, else a.
+SWIN_FAST_INLINE vf zero_where(vf a, float value) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, set1(value), _CMP_NEQ_UQ), a);
+}
+// 1 / a, and 0 where a is 0.
+SWIN_FAST_INLINE vf reciprocal_or_zero(vf a) {
+  return _mm512_maskz_div_ps(_mm512_cmp_ps_mask(a, zero(), _CMP_NEQ_UQ), set1(1.f), a);
+}
 // a + (ids differ ? value : 0)
 SWIN_FAST_INLINE vf add_where_differs(vf a, const int32_t* ids, int32_t id, vf value) {
   return _mm512_mask_add_ps(a, _mm512_cmpneq_epi32_mask(_mm512_loadu_si512(ids), _mm512_set1_epi32(id)), a, value);
@@ -84,9 +99,8 @@ SWIN_FAST_INLINE vf combine(vf a, vf b) {
   if constexpr (__is_same(Op, Add)) return _mm512_add_ps(a, b);
   return _mm512_max_ps(a, b);
 }
-// out[r] = the sum or maximum of the lanes of rows[r].
 template <class Op>
-SWIN_FAST_INLINE void reduce_rows(const vf* rows, float* out) {
+SWIN_FAST_INLINE void reduce_rows(const vf* rows, RowValues& out) {
   vf a[4];  // quarters of 128 bits: two rows, each folded to two quarters
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++)
@@ -101,7 +115,8 @@ SWIN_FAST_INLINE void reduce_rows(const vf* rows, float* out) {
   vf c = combine<Op>(_mm512_shuffle_ps(b[0], b[1], 0x44), _mm512_shuffle_ps(b[0], b[1], 0xee));
   c = combine<Op>(c, _mm512_permute_ps(c, 0xb1));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 4, 8, 12, 2, 6, 10, 14);
-  _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, c)));
+  // A whole vector, so that a vector can be loaded again without waiting for the store to leave its queue.
+  _mm512_store_ps(out.row, _mm512_permutexvar_ps(order, c));
 }
 
 // 2^x. The fraction is taken on [0, 1), scalef takes the floor of x itself; -inf gives 0 and NaN stays NaN.
@@ -243,6 +258,12 @@ SWIN_FAST_INLINE __m256 first_lanes(int n) {
   return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), iota));
 }
 SWIN_FAST_INLINE vf keep(vf a, int n, vf b) { return _mm256_blendv_ps(b, a, first_lanes(n)); }
+SWIN_FAST_INLINE vf zero_where(vf a, float value) {
+  return _mm256_and_ps(a, _mm256_cmp_ps(a, set1(value), _CMP_NEQ_UQ));
+}
+SWIN_FAST_INLINE vf reciprocal_or_zero(vf a) {
+  return _mm256_and_ps(_mm256_div_ps(set1(1.f), a), _mm256_cmp_ps(a, zero(), _CMP_NEQ_UQ));
+}
 SWIN_FAST_INLINE vf add_where_differs(vf a, const int32_t* ids, int32_t id, vf value) {
   const __m256i same =
       _mm256_cmpeq_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(ids)), _mm256_set1_epi32(id));
@@ -250,8 +271,8 @@ SWIN_FAST_INLINE vf add_where_differs(vf a, const int32_t* ids, int32_t id, vf v
 }
 
 template <class Op>
-SWIN_FAST_INLINE void reduce_rows(const vf* rows, float* out) {
-  for (int r = 0; r < kReduceRows; r++) out[r] = __is_same(Op, Add) ? reduce_add(rows[r]) : reduce_max(rows[r]);
+SWIN_FAST_INLINE void reduce_rows(const vf* rows, RowValues& out) {
+  for (int r = 0; r < kReduceRows; r++) out.row[r] = __is_same(Op, Add) ? reduce_add(rows[r]) : reduce_max(rows[r]);
 }
 
 template <bool kShort>
@@ -365,13 +386,15 @@ SWIN_FAST_INLINE float reduce_max(vf a) {
   return m;
 }
 SWIN_FAST_INLINE vf keep(vf a, int n, vf b) { SWIN_FAST_LANES(i < n ? a.lane[i] : b.lane[i]); }
+SWIN_FAST_INLINE vf zero_where(vf a, float value) { SWIN_FAST_LANES(a.lane[i] == value ? 0.f : a.lane[i]); }
+SWIN_FAST_INLINE vf reciprocal_or_zero(vf a) { SWIN_FAST_LANES(a.lane[i] == 0.f ? 0.f : 1.f / a.lane[i]); }
 SWIN_FAST_INLINE vf add_where_differs(vf a, const int32_t* ids, int32_t id, vf value) {
   SWIN_FAST_LANES(ids[i] == id ? a.lane[i] : a.lane[i] + value.lane[i]);
 }
 
 template <class Op>
-SWIN_FAST_INLINE void reduce_rows(const vf* rows, float* out) {
-  for (int r = 0; r < kReduceRows; r++) out[r] = __is_same(Op, Add) ? reduce_add(rows[r]) : reduce_max(rows[r]);
+SWIN_FAST_INLINE void reduce_rows(const vf* rows, RowValues& out) {
+  for (int r = 0; r < kReduceRows; r++) out.row[r] = __is_same(Op, Add) ? reduce_add(rows[r]) : reduce_max(rows[r]);
 }
 
 SWIN_FAST_INLINE float exp2_lane(float x) {
@@ -421,8 +444,9 @@ SWIN_FAST_INLINE uint16_t narrow(float x, F16) {
   return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13));
 }
 
+// Not inlined: what widens and rounds 16-bit floats lane by lane is long, and took the compiler most of two minutes.
 template <class T>
-SWIN_FAST_INLINE vf load_part(const void* p, int n) {
+__attribute__((noinline)) vf load_part(const void* p, int n) {
   vf r = zero();
   for (int i = 0; i < n; i++) r.lane[i] = widen(static_cast<const typename T::type*>(p)[i], T{});
   return r;
@@ -432,7 +456,7 @@ SWIN_FAST_INLINE vf load(const void* p) {
   return load_part<T>(p, kWidth);
 }
 template <class T>
-SWIN_FAST_INLINE void store_part(void* p, vf a, int n) {
+__attribute__((noinline)) void store_part(void* p, vf a, int n) {
   for (int i = 0; i < n; i++) static_cast<typename T::type*>(p)[i] = narrow(a.lane[i], T{});
 }
 template <class T>

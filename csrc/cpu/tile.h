@@ -28,36 +28,75 @@ struct PairProduct {
 };
 #endif
 
-// C[m][.] (+)= sum_k A[m][k] B[k][.] for kM rows and NV vectors of columns. A[m][k] stands at a[m * ars + k * acs]; the
-// accumulators are kM * NV registers.
-template <class Product, int kM, int NV, bool kAccumulate>
-SWIN_FAST_INLINE void gemm_tile(int K, const float* a, int64_t ars, int64_t acs, const float* b, int64_t ldb, float* c,
-                                int64_t ldc) {
-  vf acc[kM][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < kM; i++) {
-#pragma GCC unroll 16
-    for (int v = 0; v < NV; v++) acc[i][v] = kAccumulate ? loadf(c + i * ldc + v * kWidth) : zero();
-  }
+// acc[m][.] += sum_k A[m][k] B[k][.] for kM rows and NV vectors of columns, all in registers. A[m][k] stands at
+// a[m * ars + k * acs].
+template <class Product, int kM, int NV>
+SWIN_FAST_INLINE void multiply(vf (&acc)[kM][NV], int K, const float* a, int64_t ars, int64_t acs, const float* b,
+                               int64_t ldb) {
   for (int k = 0; k < K; k++) {
-    vf bv[NV];
+    // Held in registers meanwhile: the shorter of a row of B and a column of A.
+    if constexpr (NV <= kM) {
+      vf bv[NV];
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; v++) bv[v] = loadf(b + v * kWidth);
+      for (int v = 0; v < NV; v++) bv[v] = loadf(b + v * kWidth);
 #pragma GCC unroll 16
-    for (int i = 0; i < kM; i++) {
-      const vf x = set1(a[i * ars]);
+      for (int i = 0; i < kM; i++) {
+        const vf x = set1(a[i * ars]);
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; v++) acc[i][v] = Product::dot(acc[i][v], x, bv[v]);
+        for (int v = 0; v < NV; v++) acc[i][v] = Product::dot(acc[i][v], x, bv[v]);
+      }
+    } else {
+      vf av[kM];
+#pragma GCC unroll 16
+      for (int i = 0; i < kM; i++) av[i] = set1(a[i * ars]);
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; v++) {
+        const vf x = loadf(b + v * kWidth);
+#pragma GCC unroll 16
+        for (int i = 0; i < kM; i++) acc[i][v] = Product::dot(acc[i][v], av[i], x);
+      }
     }
     a += acs;
     b += ldb;
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < kM; i++) {
-#pragma GCC unroll 16
-    for (int v = 0; v < NV; v++) storef(c + i * ldc + v * kWidth, acc[i][v]);
-  }
 }
+
+// Where a product starts: at zero, or at what stands in memory.
+struct FromZero {
+  template <int kM, int NV>
+  SWIN_FAST_INLINE void operator()(int, int, vf (&acc)[kM][NV]) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kM; i++) {
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; v++) acc[i][v] = zero();
+    }
+  }
+};
+struct FromMemory {
+  const float* c;
+  int64_t ldc;
+  template <int kM, int NV>
+  SWIN_FAST_INLINE void operator()(int row, int column, vf (&acc)[kM][NV]) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kM; i++) {
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; v++) acc[i][v] = loadf(c + (row + i) * ldc + column + v * kWidth);
+    }
+  }
+};
+// Where it goes: each tile of accumulators is handed over while it is in registers.
+struct ToMemory {
+  float* c;
+  int64_t ldc;
+  template <int kM, int NV>
+  SWIN_FAST_INLINE void operator()(int row, int column, const vf (&acc)[kM][NV]) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kM; i++) {
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; v++) storef(c + (row + i) * ldc + column + v * kWidth, acc[i][v]);
+    }
+  }
+};
 
 // Rows of a register tile that is `vectors` wide: as many accumulators as leave room for B and one broadcast.
 constexpr int max_rows(int vectors) {
@@ -65,23 +104,41 @@ constexpr int max_rows(int vectors) {
   return vectors >= 4 ? 2 : vectors == 3 ? 4 : vectors == 2 ? 6 : 8;
 }
 
+// One product: A and B, and how far from one row or step to the next.
+struct Operand {
+  const float* a;
+  int64_t ars, acs;
+  const float* b;
+  int64_t ldb;
+};
+
+// kM rows from `row` on, NV vectors of columns from `column` on.
+template <class Product, int kM, int NV, class Start, class Finish>
+SWIN_FAST_INLINE void gemm_tile(int row, int column, int K, const Operand& o, const Start& start,
+                                const Finish& finish) {
+  vf acc[kM][NV];
+  start(row, column, acc);
+  multiply<Product, kM, NV>(acc, K, o.a + row * o.ars, o.ars, o.acs, o.b + column, o.ldb);
+  finish(row, column, acc);
+}
+
 // All rows of one chunk of columns. kM > 0: the count is known and is cut into nearly equal register tiles.
-template <class Product, int kM, int NV, bool kAccumulate>
-SWIN_FAST_INLINE void gemm_rows(int M, int K, const float* a, int64_t ars, int64_t acs, const float* b, int64_t ldb,
-                                float* c, int64_t ldc) {
+template <class Product, int kM, int NV, class Start, class Finish>
+SWIN_FAST_INLINE void gemm_rows(int M, int column, int K, const Operand& o, const Start& start, const Finish& finish) {
   constexpr int kMax = max_rows(NV);
   if constexpr (kM > 0) {
     constexpr int kTiles = (kM + kMax - 1) / kMax, kSmall = kM / kTiles, kLarge = kM % kTiles;
-    for (int t = 0; t < kLarge; t++, a += (kSmall + 1) * ars, c += (kSmall + 1) * ldc)
-      gemm_tile<Product, kSmall + 1, NV, kAccumulate>(K, a, ars, acs, b, ldb, c, ldc);
-    for (int t = 0; t < kTiles - kLarge; t++, a += kSmall * ars, c += kSmall * ldc)
-      gemm_tile<Product, kSmall, NV, kAccumulate>(K, a, ars, acs, b, ldb, c, ldc);
+    int i = 0;
+    if constexpr (kLarge > 0) {
+      for (; i < kLarge * (kSmall + 1); i += kSmall + 1)
+        gemm_tile<Product, kSmall + 1, NV>(i, column, K, o, start, finish);
+    }
+    for (; i < kM; i += kSmall) gemm_tile<Product, kSmall, NV>(i, column, K, o, start, finish);
   } else {
     constexpr int kStep = kMax >= 8 ? 8 : kMax >= 4 ? 4 : 2;
     int i = 0;
-    for (; i + kStep <= M; i += kStep)
-      gemm_tile<Product, kStep, NV, kAccumulate>(K, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc);
-    for (; i < M; i++) gemm_tile<Product, 1, NV, kAccumulate>(K, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc);
+    for (; i + kStep <= M; i += kStep) gemm_tile<Product, kStep, NV>(i, column, K, o, start, finish);
+    for (; i < M; i++) gemm_tile<Product, 1, NV>(i, column, K, o, start, finish);
   }
 }
 
@@ -91,42 +148,35 @@ constexpr int chunk_vectors(int vectors) {
   return vectors <= 3 ? vectors : vectors % 3 == 0 ? 3 : 2;
 }
 
-// C = A B (or C += A B): M x columns, contraction length K in elements. kM, kColumns > 0 give compile-time sizes.
-// Columns are rounded up to whole vectors, so B and C need that much room behind the last one.
-template <class Product, int kM, int kColumns, bool kAccumulate>
-SWIN_FAST_INLINE void gemm(int M, int columns, int K, const float* a, int64_t ars, int64_t acs, const float* b,
-                           int64_t ldb, float* c, int64_t ldc) {
+// A B from `start` to `finish`: M x columns, contraction length K in elements. kM, kColumns > 0 give compile-time
+// sizes. Columns are rounded up to whole vectors, so B and what start and finish touch need that much room.
+template <class Product, int kM, int kColumns, class Start, class Finish>
+SWIN_FAST_INLINE void gemm(int M, int columns, int K, const Operand& o, const Start& start, const Finish& finish) {
   constexpr int kVectors = (kColumns + kWidth - 1) / kWidth;
   constexpr int kChunk = kColumns > 0 ? chunk_vectors(kVectors) : kRegisters == 32 ? 3 : 2;
   const int vectors = kColumns > 0 ? kVectors : (columns + kWidth - 1) / kWidth;
   int v = 0;
-  for (; v + kChunk <= vectors; v += kChunk)
-    gemm_rows<Product, kM, kChunk, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth, ldc);
+  for (; v + kChunk <= vectors; v += kChunk) gemm_rows<Product, kM, kChunk>(M, v * kWidth, K, o, start, finish);
   if constexpr (kColumns > 0) {
-    if constexpr (kVectors % kChunk > 0)
-      gemm_rows<Product, kM, kVectors % kChunk, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth,
-                                                             ldc);
+    if constexpr (kVectors % kChunk > 0) gemm_rows<Product, kM, kVectors % kChunk>(M, v * kWidth, K, o, start, finish);
   } else {
-    for (; v < vectors; v++)
-      gemm_rows<Product, kM, 1, kAccumulate>(M, K, a, ars, acs, b + v * kWidth, ldb, c + v * kWidth, ldc);
+    for (; v < vectors; v++) gemm_rows<Product, kM, 1>(M, v * kWidth, K, o, start, finish);
   }
 }
 
-// c[r * ldc] = A row r . b for rows of `length` elements, at most kReduceRows of them: one column of a product. The
-// column that N = 49 leaves over after 48 costs a third of a narrow vector this way.
-template <class Product>
-SWIN_FAST_INLINE void dot_column(int M, int length, const float* a, int64_t lda, const float* b, float* c,
-                                 int64_t ldc) {
+// out[r] = A row r . b for kM rows of `length` elements: one column of a product. The column that N = 49 leaves over
+// after 48 costs a third of a narrow vector this way.
+template <class Product, int kM>
+SWIN_FAST_INLINE void dot_column(int length, const float* a, int64_t lda, const float* b, RowValues& out) {
+  static_assert(kM <= kReduceRows);
   vf sums[kReduceRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kReduceRows; r++) {
     sums[r] = zero();
-    if (r < M)
+    if (r < kM)
       for (int k = 0; k < length; k += kWidth) sums[r] = Product::dot(sums[r], loadf(a + r * lda + k), loadf(b + k));
   }
-  float column[kReduceRows];
-  reduce_rows<Add>(sums, column);
-  for (int r = 0; r < M; r++) c[r * ldc] = column[r];
+  reduce_rows<Add>(sums, out);
 }
 
 // ------------------------------------------------------------------------------------------------------- packing
@@ -151,7 +201,7 @@ SWIN_FAST_INLINE void pack_rows(const RowSource& rows, int i0, int m, int hd, fl
 }
 
 // dst[d][i] = row i, element d, for rows of 32-bit elements already packed at src[i][d], `steps` of them.
-// What stands behind column n is stale or zero; softmax_rows takes no number from there.
+// What stands behind column n is stale or zero; softmax.h takes no number from there.
 SWIN_FAST_INLINE void transpose_rows(const float* src, int64_t lds, int n, int steps, float* dst, int64_t ld) {
   int i = 0;
   // The vector path reads whole vectors of a row, which packing has padded to a multiple of 16 elements.
@@ -179,12 +229,18 @@ SWIN_FAST_INLINE void transpose_rows(const float* src, int64_t lds, int n, int s
   }
 }
 
-// Writes hd floats as one row of T.
-template <class T>
-SWIN_FAST_INLINE void store_row(typename T::type* dst, const float* src, int hd, vf factor) {
-  const int whole = hd / kWidth * kWidth;
-  for (int d = 0; d < whole; d += kWidth) store<T>(dst + d, mul(loadf(src + d), factor));
-  if (whole < hd) store_part<T>(dst + whole, mul(loadf(src + whole), factor), hd - whole);
+// Writes columns [column, hd) of a row of T, as far as NV vectors reach.
+template <class T, int NV>
+SWIN_FAST_INLINE void store_row(typename T::type* row, int column, int hd, const vf (&x)[NV], vf factor) {
+#pragma GCC unroll 16
+  for (int v = 0; v < NV; v++) {
+    const int d = column + v * kWidth;
+    if (d + kWidth <= hd) {
+      store<T>(row + d, mul(x[v], factor));
+    } else if (d < hd) {
+      store_part<T>(row + d, mul(x[v], factor), hd - d);
+    }
+  }
 }
 
 }  // namespace

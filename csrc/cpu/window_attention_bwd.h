@@ -25,10 +25,10 @@ struct BwdScratch {
   float* dout[2];
   float *kt, *vt;
   float *q_right, *k_right, *dout_right;  // as right operands
-  float *scores, *dprobs;                 // kRowBlock rows
+  float *scores, *dprobs;                 // kRowBlock rows: exponentials, dP where it is not in registers
   float *p, *ds, *p_left, *ds_left;       // kBlock rows; left: contracted over rows
-  float* dq;                              // kRowBlock rows
-  float *dk, *dv;                         // kRowBlock rows, or all of them where blocks are summed
+  float* dq;                              // kRowBlock rows: cosine attention
+  float *dk, *dv;                         // cosine attention, and where blocks are summed
   float *q_inverse, *k_inverse;           // cosine attention
   float* dbias_strip;                     // nH * head_stride
 };
@@ -63,96 +63,12 @@ void take_bwd(Arena& arena, const Size& size, int nH, int64_t head_stride, bool 
   s.ds = tile(block, n_row);
   s.p_left = right(block, columns);
   s.ds_left = right(block, columns);
-  const int64_t summed = block_rows<Size>() == Size::kStaticN ? Size::kRowBlock : n;
   s.dq = tile(Size::kRowBlock, hd_columns);
-  s.dk = tile(summed, hd_columns);
-  s.dv = tile(summed, hd_columns);
+  s.dk = tile(n, hd_columns);
+  s.dv = tile(n, hd_columns);
   s.q_inverse = arena.take<float>(columns);
   s.k_inverse = arena.take<float>(columns);
   s.dbias_strip = has_bias ? arena.take<float>(nH * head_stride) : nullptr;
-}
-
-// Rows [i0, i0 + m), from raw products and dP to P and dS as operands. dS is also added to the rows of the bias
-// gradient; for the products with k and q, cosine attention divides it by ||q|| ||k||.
-template <class Operands, class Size>
-SWIN_FAST_INLINE void softmax_bwd_rows(const Size& size, const ScoreTerms& terms, int i0, int m, float* scores,
-                                       const float* dprobs, int64_t ld, float* dbias, float* p, float* ds,
-                                       int64_t ldp) {
-  const int vectors = size.vectors(), n = size.n();
-  const int last = size.product_n() - (vectors - 1) * kWidth;
-  RowValues top, lone, sums, deltas, inverse;
-  score_rows(size, terms, i0, m, scores, ld, top, lone);
-  vf sum[kReduceRows], delta[kReduceRows];
-  for (int r = 0; r < m; r++) {
-    const vf shift = set1(top.row[r]);
-    vf total = zero(), weighted = zero();
-#pragma GCC unroll 16
-    for (int v = 0; v < vectors; v++) {
-      float* at = scores + r * ld + v * kWidth;
-      const vf e = exp_of<Operands>(loadf(at), shift);
-      storef(at, e);
-      vf d = loadf(dprobs + r * ld + v * kWidth);
-      if (v == vectors - 1 && last < kWidth) d = keep(d, last, zero());  // what lies behind N is not a number
-      total = add(total, e);
-      weighted = fma(e, d, weighted);
-    }
-    sum[r] = total;
-    delta[r] = weighted;
-  }
-  for (int r = m; r < kReduceRows; r++) sum[r] = delta[r] = sum[0];
-  reduce_rows<Add>(sum, sums.row);
-  reduce_rows<Add>(delta, deltas.row);
-  RowValues lone_d;
-  if constexpr (Size::kLone) {
-    for (int r = 0; r < m; r++) lone_d.row[r] = dprobs[r * ld + n - 1];
-    for (int v = 0; v < RowValues::kVectors; v++) {
-      const vf e = exp_of<Operands>(lone.vector(v), top.vector(v));
-      sums.set(v, add(sums.vector(v), e));
-      deltas.set(v, fma(e, lone_d.vector(v), deltas.vector(v)));
-      lone.set(v, e);
-    }
-  }
-  invert_sums(sums, inverse);
-  for (int v = 0; v < RowValues::kVectors; v++) deltas.set(v, mul(deltas.vector(v), inverse.vector(v)));
-  for (int r = 0; r < m; r++) {
-    const vf scale = set1(inverse.row[r]), shift = set1(deltas.row[r]);
-    vf d[Size::kMaxVectors];
-#pragma GCC unroll 16
-    for (int v = 0; v < vectors; v++) {
-      const vf e = mul(loadf(scores + r * ld + v * kWidth), scale);
-      Operands::store_values(p + r * ldp, v * kWidth, e);
-      d[v] = mul(e, sub(loadf(dprobs + r * ld + v * kWidth), shift));
-      if (v == vectors - 1 && last < kWidth) d[v] = keep(d[v], last, zero());
-    }
-    if (dbias != nullptr) {
-      float* row = dbias + terms.row_offset[i0 + r];
-#pragma GCC unroll 16
-      for (int v = 0; v < vectors; v++) storef(row + v * kWidth, add(loadf(row + v * kWidth), d[v]));
-    }
-    if (terms.k_inverse != nullptr) {
-      const vf factor = set1(terms.q_inverse[i0 + r]);
-#pragma GCC unroll 16
-      for (int v = 0; v < vectors; v++) d[v] = mul(mul(d[v], factor), loadf(terms.k_inverse + v * kWidth));
-      if (last < kWidth) d[vectors - 1] = keep(d[vectors - 1], last, zero());
-    }
-#pragma GCC unroll 16
-    for (int v = 0; v < vectors; v++) Operands::store_values(ds + r * ldp, v * kWidth, d[v]);
-  }
-  if constexpr (Size::kLone) {
-    for (int v = 0; v < RowValues::kVectors; v++) {
-      const vf e = mul(lone.vector(v), inverse.vector(v));
-      lone.set(v, Operands::elements(e));
-      lone_d.set(v, mul(e, sub(lone_d.vector(v), deltas.vector(v))));
-    }
-    const int at = Operands::steps(n) - 1;
-    for (int r = 0; r < m; r++) {
-      p[r * ldp + at] = lone.row[r];
-      if (dbias != nullptr) dbias[terms.row_offset[i0 + r] + n - 1] += lone_d.row[r];
-      if (terms.k_inverse != nullptr) lone_d.row[r] *= terms.q_inverse[i0 + r] * terms.k_inverse[n - 1];
-    }
-    for (int v = 0; v < RowValues::kVectors; v++) lone_d.set(v, Operands::elements(lone_d.vector(v)));
-    for (int r = 0; r < m; r++) ds[r * ldp + at] = lone_d.row[r];
-  }
 }
 
 // x -= (x.unit) unit for each row, unit = row / ||row||, where the norm is not clamped; returns the sum of row.x.
@@ -177,24 +93,38 @@ double project_rows(const float* rows, int64_t ld, const float* inverse, int n, 
   return total;
 }
 
-// Where the gradients of one (window, head) go.
-struct GradientRows {
+// Hands rows in memory over to a finish.
+template <class Finish>
+SWIN_FAST_INLINE void hand_over(int m, int hd, const float* rows, int64_t ld, const Finish& finish) {
+  for (int i = 0; i < m; i++)
+    for (int d = 0; d < hd; d += kWidth) {
+      const vf x[1][1] = {{loadf(rows + i * ld + d)}};
+      finish(i, d, x);
+    }
+}
+
+// Finishes of the products that give the gradients of one (window, head).
+template <class Operands>
+struct Gradients {
   const WindowAttentionBwdParams& p;
   const int64_t* token;  // row in the image, or -1: padding
   double* dpad_value;    // of the head, k; v stands nH * hd further on; null: dropped
-  int64_t C, head;       // elements of a row, and of those before the head
+  int h;
+  float factor;  // of dq and dk
 
-  // Rows [i0, i0 + m) of dq, dk or dv (part 0, 1, 2), times factor.
-  SWIN_FAST_INLINE void store(int part, int i0, int m, const float* rows, int64_t ld, int hd, float factor) const {
-    for (int r = 0; r < m; r++) {
-      const int64_t at = token[i0 + r];
-      if (at >= 0) {
-        store_out(p.dtype, p.dqkv, (at * 3 + part) * C + head, rows + r * ld, hd, factor);
-      } else if (dpad_value != nullptr && part > 0) {
-        double* sum = dpad_value + (part - 1) * C;
-        for (int d = 0; d < hd; d++) sum[d] += static_cast<double>(rows[r * ld + d]) * static_cast<double>(factor);
-      }
-    }
+  // Rows from i0 on of dq, dk or dv: part 0, 1 or 2.
+  SWIN_FAST_INLINE ToImage<Operands> to_image(int part, int i0) const {
+    static const float one = 1.f;
+    const int64_t hd = p.hd, C = p.nH * hd;
+    return {p.dtype,
+            p.dqkv,
+            3 * C,
+            part * C + h * hd,
+            p.hd,
+            token + i0,
+            part == 2 ? &one : &factor,
+            0,
+            part == 0 || dpad_value == nullptr ? nullptr : dpad_value + (part - 1) * C};
   }
 };
 
@@ -247,51 +177,65 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
       const float* q_right = Operands::as_right(q, hd_row, n, hd_columns, s.q_right);
       const float* dout_right = Operands::as_right(dout, hd_row, n, hd_columns, s.dout_right);
 
-      ScoreTerms terms{p.scale,
-                       nullptr,
-                       nullptr,
-                       task.bias + h * task.layout.head_stride,
-                       task.layout.row_offset,
-                       tokens.border ? tokens.region : nullptr,
-                       p.mask_value};
-      if (cosine) {
-        inverse_norms<Operands>(q, hd_row, n, hd, s.q_inverse);
-        inverse_norms<Operands>(k, hd_row, n, hd, s.k_inverse);
-        terms.scale = p.logit_scale[h];
-        terms.q_inverse = s.q_inverse;
-        terms.k_inverse = s.k_inverse;
-      }
+      const ScoreTerms terms = score_terms<Operands>(task, tokens, h, q, k, s.q_inverse, s.k_inverse);
       float* dbias = has_bias ? s.dbias_strip + h * task.layout.head_stride : nullptr;
-
-      const float factor = cosine ? p.logit_scale[h] : p.scale;
-      const GradientRows gradients{p, tokens.row, sums.dpad_value != nullptr ? sums.dpad_value + h * hd : nullptr, C,
-                                   static_cast<int64_t>(h) * hd};
+      const Gradients<Operands> gradients{
+          p, tokens.row, sums.dpad_value != nullptr ? sums.dpad_value + h * hd : nullptr, h, terms.scale};
 
       for (int b0 = 0; b0 < n; b0 += kBlock) {
-        const int block = kWhole ? kBlock : (n - b0 < kBlock ? n - b0 : kBlock);
-        for (int r0 = 0; r0 < block; r0 += Size::kRowBlock) {
-          const int m = kWhole ? Size::kRowBlock : (block - r0 < Size::kRowBlock ? block - r0 : Size::kRowBlock);
+        const int block = kWhole ? kBlock : min_of(n - b0, kBlock);
+        // Rows [r0, r0 + m) of the block of P and dS.
+        const auto probabilities = [&](int r0, int m) __attribute__((always_inline)) {
+          constexpr int kTile = Size::kTileRows ? Size::kTileRows : Size::kRowBlock;
+          for (int t0 = 0; t0 < (Size::kTileRows ? Size::kRowBlock : 1); t0 += kTile) {
+            const int rows = Size::kTileRows ? kTile : m, i = b0 + r0 + t0;
+            const int64_t at = (r0 + t0) * static_cast<int64_t>(n_row);
+            RowValues lone, lone_bias = {}, lone_d, top, exp_sums;
+            using Rows = decltype(product_rows<Operands>(size, 0, 0, q, k, s.kt, s.scores, lone));
+            const SoftmaxRows<Operands, Size, Rows> softmax{size, terms, i, rows};
+            if constexpr (Size::kLone) softmax.lone_bias(lone_bias);
+            Rows x = product_rows<Operands>(size, i, rows, q, k, s.kt, s.scores, lone);
+            softmax.scores(x, lone, lone_bias, top);
+            softmax.exponentials(x, lone, top, exp_sums, [&](int r, int v, vf e) __attribute__((always_inline)) {
+              storef(s.scores + r * columns + v * kWidth, e);
+            });
+            Rows d = product_rows<Operands>(size, i, rows, dout, v, s.vt, s.dprobs, lone_d);
+            softmax_bwd_rows(softmax, s.scores, columns, lone, exp_sums, d, lone_d, dbias, s.p + at, s.ds + at, n_row);
+          }
+        };
+        const auto store_dq = [&](int r0, int m) __attribute__((always_inline)) {
           const int i0 = b0 + r0;
-          float *p_rows = s.p + r0 * static_cast<int64_t>(n_row), *ds_rows = s.ds + r0 * static_cast<int64_t>(n_row);
-          if (more) {
-            beyond.prefetch(i0, m);
-            prefetch_rows(ahead.dout, i0, m, bytes * h * hd, bytes * hd);
-            for (int part = 0; part < 3; part++)
-              prefetch_for_write(p.dqkv, ahead.row, i0, m, bytes * 3 * C, bytes * (part * C + h * hd), bytes * hd);
+          const Operand ds_k{s.ds + r0 * static_cast<int64_t>(n_row), n_row, 1, k_right, hd_columns};
+          const auto finish = gradients.to_image(0, i0);
+          if (!cosine) {
+            gemm<Product, Size::kStaticRows, Size::kStaticHD>(m, hd, n_steps, ds_k, FromZero{}, finish);
+            return;
           }
-          if (has_next) {
-            next.pack(i0, m, hd, s.tiles[head ^ 1]);
-            Operands::pack(p.dtype, next_dout, i0, m, hd, s.dout[head ^ 1], hd_row);
+          gemm<Product, Size::kStaticRows, Size::kStaticHD>(m, hd, n_steps, ds_k, FromZero{},
+                                                            ToMemory{s.dq, hd_columns});
+          sums.dlogit_scale[h] += project_rows<Operands>(q + static_cast<int64_t>(i0) * hd_row, hd_row,
+                                                         s.q_inverse + i0, m, hd, s.dq, hd_columns);
+          hand_over(m, hd, s.dq, hd_columns, finish);
+        };
+        const int row_blocks = (block + Size::kRowBlock - 1) / Size::kRowBlock;
+        const auto rows_of = [&](int i) { return min_of(block - i * Size::kRowBlock, Size::kRowBlock); };
+        for (int i = 0; i < row_blocks + Size::kDelay; i++) {
+          if (i < row_blocks) {
+            const int r0 = i * Size::kRowBlock, m = rows_of(i), i0 = b0 + r0;
+            if (more) {
+              beyond.prefetch(i0, m);
+              prefetch_rows(ahead.dout, i0, m, bytes * h * hd, bytes * hd);
+              for (int part = 0; part < 3; part++)
+                prefetch_for_write(p.dqkv, ahead.row, i0, m, bytes * 3 * C, bytes * (part * C + h * hd), bytes * hd);
+            }
+            if (has_next) {
+              next.pack(i0, m, hd, s.tiles[head ^ 1]);
+              Operands::pack(p.dtype, next_dout, i0, m, hd, s.dout[head ^ 1], hd_row);
+            }
+            probabilities(r0, m);
           }
-          product_rows<Operands>(size, i0, m, q, k, s.kt, s.scores);
-          product_rows<Operands>(size, i0, m, dout, v, s.vt, s.dprobs);
-          softmax_bwd_rows<Operands>(size, terms, i0, m, s.scores, s.dprobs, columns, dbias, p_rows, ds_rows, n_row);
-          gemm<Product, Size::kStaticRows, Size::kStaticHD, false>(m, hd, n_steps, ds_rows, n_row, 1, k_right,
-                                                                   hd_columns, s.dq, hd_columns);
-          if (cosine)
-            sums.dlogit_scale[h] += project_rows<Operands>(q + static_cast<int64_t>(i0) * hd_row, hd_row,
-                                                           s.q_inverse + i0, m, hd, s.dq, hd_columns);
-          gradients.store(0, i0, m, s.dq, hd_columns, hd, factor);
+          const int ready = i - Size::kDelay;
+          if (ready >= 0) store_dq(ready * Size::kRowBlock, rows_of(ready));
         }
 
         // dv and dk contract over the rows of the block: element (j, i) of the left operand stands at [i][j].
@@ -304,28 +248,29 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
         }
         const int block_steps = Operands::steps(block);
         const int64_t right_offset = static_cast<int64_t>(Operands::steps(b0)) * hd_columns;
-        const bool last_block = b0 + block == n;
-        for (int j0 = 0; j0 < n; j0 += Size::kRowBlock) {
-          const int m = Size::kStaticRows ? Size::kStaticRows : (n - j0 < Size::kRowBlock ? n - j0 : Size::kRowBlock);
-          float* dv = s.dv + (kSummed ? j0 * static_cast<int64_t>(hd_columns) : 0);
-          float* dk = s.dk + (kSummed ? j0 * static_cast<int64_t>(hd_columns) : 0);
+        const Operand p_dout{p_left, 1, left_stride, dout_right + right_offset, hd_columns};
+        const Operand ds_q{ds_left, 1, left_stride, q_right + right_offset, hd_columns};
+        // One of them: from zero in the first block, on top of the sum of the blocks before in later ones, and to the
+        // image from the last; cosine attention projects dk in between.
+        const auto contract = [&](const Operand& o, float* sum, const ToImage<Operands>& image,
+                                  bool to_image) __attribute__((always_inline)) {
+          const FromMemory so_far{sum, hd_columns};
+          const ToMemory keep_sum{sum, hd_columns};
+          const auto run = [&](const auto& start, const auto& finish) __attribute__((always_inline)) {
+            gemm<Product, Size::kStaticN, Size::kStaticHD>(n, hd, block_steps, o, start, finish);
+          };
           if (b0 == 0) {
-            gemm<Product, Size::kStaticRows, Size::kStaticHD, false>(m, hd, block_steps, p_left + j0, 1, left_stride,
-                                                                     dout_right, hd_columns, dv, hd_columns);
-            gemm<Product, Size::kStaticRows, Size::kStaticHD, false>(m, hd, block_steps, ds_left + j0, 1, left_stride,
-                                                                     q_right, hd_columns, dk, hd_columns);
+            to_image ? run(FromZero{}, image) : run(FromZero{}, keep_sum);
           } else if constexpr (kSummed) {
-            gemm<Product, Size::kStaticRows, Size::kStaticHD, true>(
-                m, hd, block_steps, p_left + j0, 1, left_stride, dout_right + right_offset, hd_columns, dv, hd_columns);
-            gemm<Product, Size::kStaticRows, Size::kStaticHD, true>(m, hd, block_steps, ds_left + j0, 1, left_stride,
-                                                                    q_right + right_offset, hd_columns, dk, hd_columns);
+            to_image ? run(so_far, image) : run(so_far, keep_sum);
           }
-          if (!last_block) continue;
-          if (cosine)
-            project_rows<Operands>(k + static_cast<int64_t>(j0) * hd_row, hd_row, s.k_inverse + j0, m, hd, dk,
-                                   hd_columns);
-          gradients.store(1, j0, m, dk, hd_columns, hd, factor);
-          gradients.store(2, j0, m, dv, hd_columns, hd, 1.f);
+        };
+        const bool last_block = b0 + block == n;
+        contract(p_dout, s.dv, gradients.to_image(2, 0), last_block);
+        contract(ds_q, s.dk, gradients.to_image(1, 0), last_block && !cosine);
+        if (last_block && cosine) {
+          project_rows<Operands>(k, hd_row, s.k_inverse, n, hd, s.dk, hd_columns);
+          hand_over(n, hd, s.dk, hd_columns, gradients.to_image(1, 0));
         }
       }
     }
