@@ -43,12 +43,12 @@ SWIN_FAST_INLINE auto product_rows(const Size& size, int i0, int m, const float*
     dot_column<Product, Size::kRowBlock>(steps, a + i0 * ld, ld, b + (size.n() - 1) * ld, lone);
   if constexpr (Size::kTileRows > 0) {
     RegisterRows<Size::kTileRows, Size::kMaxVectors> rows;
-    FromZero{}(0, 0, rows.x);
+    clear(rows.x);
     multiply<Product>(rows.x, steps, a + i0 * ld, ld, 1, bt, columns);
     return rows;
   } else {
     gemm<Product, Size::kStaticRows, Size::kProductN>(m, size.product_n(), steps, {a + i0 * ld, ld, 1, bt, columns},
-                                                      FromZero{}, ToMemory{memory, columns});
+                                                      kNothing, ToMemory{memory, columns});
     return MemoryRows{memory, columns};
   }
 }
@@ -91,6 +91,26 @@ struct SoftmaxRows {
   template <class F>
   SWIN_FAST_INLINE void vectors(const F& f) const {
     each<kVectors>(size.vectors(), f);
+  }
+  // The sum over the vectors of a row, in parts of kColumnPad columns that are added last: the same few long sums on
+  // every path. (Padded keys have equal terms, and those all round the same way.) f(v, &sum) is the sum with vector v;
+  // without a sum yet, f(v, nullptr).
+  template <class F>
+  SWIN_FAST_INLINE vf sum(const F& f) const {
+    constexpr int kParts = kColumnPad / kWidth;
+    static_assert(kRows == 0 || kParts == 1);
+    vf total = f(0, nullptr);
+    if constexpr (kRows > 0) {
+      each<kVectors - 1>(kVectors - 1, [&](int v) __attribute__((always_inline)) { total = f(v + 1, &total); });
+    } else {
+      for (int v = kParts; v < size.vectors(); v += kParts) total = f(v, &total);
+      for (int part = 1; part < kParts && part < size.vectors(); part++) {
+        vf t = f(part, nullptr);
+        for (int v = part + kParts; v < size.vectors(); v += kParts) t = f(v, &t);
+        total = add(total, t);
+      }
+    }
+    return total;
   }
   // out = what reduces `values` row by row; rows that are not there repeat the first.
   template <class Op>
@@ -161,16 +181,16 @@ struct SoftmaxRows {
   template <class Store>
   SWIN_FAST_INLINE void exponentials(const Rows& x, RowValues& lone, const RowValues& top, RowValues& sums,
                                      const Store& store) const {
-    vf sum[kReduceRows];
+    vf row_sums[kReduceRows];
     rows([&](int r) __attribute__((always_inline)) {
       const vf shift = set1(top.row[r]);
-      vectors([&](int v) __attribute__((always_inline)) {
+      row_sums[r] = sum([&](int v, const vf* total) __attribute__((always_inline)) {
         const vf e = exp_of<Operands>(x.get(r, v), shift);
-        sum[r] = v == 0 ? e : add(sum[r], e);
         store(r, v, e);
+        return total == nullptr ? e : add(*total, e);
       });
     });
-    reduce<Add>(sum, sums);
+    reduce<Add>(row_sums, sums);
     if constexpr (Size::kLone) {
       for (int v = 0; v < kRowVectors; v++) {
         const vf e = exp_of<Operands>(get(lone, v), get(top, v));
@@ -208,9 +228,9 @@ SWIN_FAST_INLINE void softmax_bwd_rows(const SoftmaxRows<Operands, Size, Rows>& 
   RowValues deltas, inverse;
   vf delta[kReduceRows];
   softmax.rows([&](int r) __attribute__((always_inline)) {
-    softmax.vectors([&](int v) __attribute__((always_inline)) {
+    delta[r] = softmax.sum([&](int v, const vf* total) __attribute__((always_inline)) {
       const vf x = loadf(e + r * lde + v * kWidth), dx = softmax.inside(v, d.get(r, v), zero());
-      delta[r] = v == 0 ? mul(x, dx) : fma(x, dx, delta[r]);
+      return total == nullptr ? mul(x, dx) : fma(x, dx, *total);
     });
   });
   softmax.template reduce<Add>(delta, deltas);

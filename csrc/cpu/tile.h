@@ -30,6 +30,14 @@ struct PairProduct {
 
 // acc[m][.] += sum_k A[m][k] B[k][.] for kM rows and NV vectors of columns, all in registers. A[m][k] stands at
 // a[m * ars + k * acs].
+template <int kM, int NV>
+SWIN_FAST_INLINE void clear(vf (&acc)[kM][NV]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kM; i++) {
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; v++) acc[i][v] = zero();
+  }
+}
 template <class Product, int kM, int NV>
 SWIN_FAST_INLINE void multiply(vf (&acc)[kM][NV], int K, const float* a, int64_t ars, int64_t acs, const float* b,
                                int64_t ldb) {
@@ -61,29 +69,22 @@ SWIN_FAST_INLINE void multiply(vf (&acc)[kM][NV], int K, const float* a, int64_t
   }
 }
 
-// Where a product starts: at zero, or at what stands in memory.
-struct FromZero {
-  template <int kM, int NV>
-  SWIN_FAST_INLINE void operator()(int, int, vf (&acc)[kM][NV]) const {
-#pragma GCC unroll 16
-    for (int i = 0; i < kM; i++) {
-#pragma GCC unroll 16
-      for (int v = 0; v < NV; v++) acc[i][v] = zero();
-    }
-  }
-};
-struct FromMemory {
+// What a product is added to: rows in memory, or nothing (null). Added last, so that a long contraction in parts is a
+// few sums of sums: padding makes equal terms, and hundreds of those in one sum all round the same way.
+struct OnTopOf {
   const float* c;
   int64_t ldc;
   template <int kM, int NV>
   SWIN_FAST_INLINE void operator()(int row, int column, vf (&acc)[kM][NV]) const {
+    if (c == nullptr) return;
 #pragma GCC unroll 16
     for (int i = 0; i < kM; i++) {
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; v++) acc[i][v] = loadf(c + (row + i) * ldc + column + v * kWidth);
+      for (int v = 0; v < NV; v++) acc[i][v] = add(acc[i][v], loadf(c + (row + i) * ldc + column + v * kWidth));
     }
   }
 };
+constexpr OnTopOf kNothing{nullptr, 0};
 // Where it goes: each tile of accumulators is handed over while it is in registers.
 struct ToMemory {
   float* c;
@@ -113,32 +114,33 @@ struct Operand {
 };
 
 // kM rows from `row` on, NV vectors of columns from `column` on.
-template <class Product, int kM, int NV, class Start, class Finish>
-SWIN_FAST_INLINE void gemm_tile(int row, int column, int K, const Operand& o, const Start& start,
+template <class Product, int kM, int NV, class Finish>
+SWIN_FAST_INLINE void gemm_tile(int row, int column, int K, const Operand& o, const OnTopOf& sum,
                                 const Finish& finish) {
   vf acc[kM][NV];
-  start(row, column, acc);
+  clear(acc);
   multiply<Product, kM, NV>(acc, K, o.a + row * o.ars, o.ars, o.acs, o.b + column, o.ldb);
+  sum(row, column, acc);
   finish(row, column, acc);
 }
 
 // All rows of one chunk of columns. kM > 0: the count is known and is cut into nearly equal register tiles.
-template <class Product, int kM, int NV, class Start, class Finish>
-SWIN_FAST_INLINE void gemm_rows(int M, int column, int K, const Operand& o, const Start& start, const Finish& finish) {
+template <class Product, int kM, int NV, class Finish>
+SWIN_FAST_INLINE void gemm_rows(int M, int column, int K, const Operand& o, const OnTopOf& sum, const Finish& finish) {
   constexpr int kMax = max_rows(NV);
   if constexpr (kM > 0) {
     constexpr int kTiles = (kM + kMax - 1) / kMax, kSmall = kM / kTiles, kLarge = kM % kTiles;
     int i = 0;
     if constexpr (kLarge > 0) {
       for (; i < kLarge * (kSmall + 1); i += kSmall + 1)
-        gemm_tile<Product, kSmall + 1, NV>(i, column, K, o, start, finish);
+        gemm_tile<Product, kSmall + 1, NV>(i, column, K, o, sum, finish);
     }
-    for (; i < kM; i += kSmall) gemm_tile<Product, kSmall, NV>(i, column, K, o, start, finish);
+    for (; i < kM; i += kSmall) gemm_tile<Product, kSmall, NV>(i, column, K, o, sum, finish);
   } else {
     constexpr int kStep = kMax >= 8 ? 8 : kMax >= 4 ? 4 : 2;
     int i = 0;
-    for (; i + kStep <= M; i += kStep) gemm_tile<Product, kStep, NV>(i, column, K, o, start, finish);
-    for (; i < M; i++) gemm_tile<Product, 1, NV>(i, column, K, o, start, finish);
+    for (; i + kStep <= M; i += kStep) gemm_tile<Product, kStep, NV>(i, column, K, o, sum, finish);
+    for (; i < M; i++) gemm_tile<Product, 1, NV>(i, column, K, o, sum, finish);
   }
 }
 
@@ -148,20 +150,31 @@ constexpr int chunk_vectors(int vectors) {
   return vectors <= 3 ? vectors : vectors % 3 == 0 ? 3 : 2;
 }
 
-// A B from `start` to `finish`: M x columns, contraction length K in elements. kM, kColumns > 0 give compile-time
-// sizes. Columns are rounded up to whole vectors, so B and what start and finish touch need that much room.
-template <class Product, int kM, int kColumns, class Start, class Finish>
-SWIN_FAST_INLINE void gemm(int M, int columns, int K, const Operand& o, const Start& start, const Finish& finish) {
+// A B on top of `sum`, to `finish`: M x columns, contraction length K in elements. kM, kColumns > 0 give compile-time
+// sizes. Columns are rounded up to whole vectors, so B and what sum and finish touch need that much room.
+template <class Product, int kM, int kColumns, class Finish>
+SWIN_FAST_INLINE void gemm(int M, int columns, int K, const Operand& o, const OnTopOf& sum, const Finish& finish) {
   constexpr int kVectors = (kColumns + kWidth - 1) / kWidth;
   constexpr int kChunk = kColumns > 0 ? chunk_vectors(kVectors) : kRegisters == 32 ? 3 : 2;
   const int vectors = kColumns > 0 ? kVectors : (columns + kWidth - 1) / kWidth;
   int v = 0;
-  for (; v + kChunk <= vectors; v += kChunk) gemm_rows<Product, kM, kChunk>(M, v * kWidth, K, o, start, finish);
+  for (; v + kChunk <= vectors; v += kChunk) gemm_rows<Product, kM, kChunk>(M, v * kWidth, K, o, sum, finish);
   if constexpr (kColumns > 0) {
-    if constexpr (kVectors % kChunk > 0) gemm_rows<Product, kM, kVectors % kChunk>(M, v * kWidth, K, o, start, finish);
+    if constexpr (kVectors % kChunk > 0) gemm_rows<Product, kM, kVectors % kChunk>(M, v * kWidth, K, o, sum, finish);
   } else {
-    for (; v < vectors; v++) gemm_rows<Product, kM, 1>(M, v * kWidth, K, o, start, finish);
+    for (; v < vectors; v++) gemm_rows<Product, kM, 1>(M, v * kWidth, K, o, sum, finish);
   }
+}
+
+// The same with a contraction of any length, cut into parts whose sums are added up in `memory`.
+template <class Product, int kM, int kColumns, class Finish>
+SWIN_FAST_INLINE void gemm_in_parts(int M, int columns, int K, Operand o, const ToMemory& memory,
+                                    const Finish& finish) {
+  constexpr int kPart = 64;
+  OnTopOf sum = kNothing;
+  for (; K > kPart; K -= kPart, o.a += kPart * o.acs, o.b += kPart * o.ldb, sum = {memory.c, memory.ldc})
+    gemm<Product, kM, kColumns>(M, columns, kPart, o, sum, memory);
+  gemm<Product, kM, kColumns>(M, columns, K, o, sum, finish);
 }
 
 // out[r] = A row r . b for kM rows of `length` elements: one column of a product. The column that N = 49 leaves over

@@ -97,23 +97,11 @@ struct WindowWalk {
   }
 };
 
-// Asks for `bytes` bytes at `offset` behind each of rows [i0, i0 + m), into L2. Called for the window ahead, a few rows
-// at a time between the products of this one: all rows at once fill the miss buffers and stall (9 % of a forward).
-SWIN_FAST_INLINE void prefetch_rows(const char* const* first, int i0, int m, int64_t offset, int64_t bytes) {
-  for (int i = i0; i < i0 + m; i++) {
-    if (first[i] == nullptr) continue;
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(first[i] + offset + line, 0, 2);
-  }
-}
-
-// The same for rows of `stride` bytes that will be written.
-SWIN_FAST_INLINE void prefetch_for_write(const void* base, const int64_t* row, int i0, int m, int64_t stride,
-                                         int64_t offset, int64_t bytes) {
-  for (int i = i0; i < i0 + m; i++) {
-    if (row[i] < 0) continue;
-    const char* first = static_cast<const char*>(base) + row[i] * stride + offset;
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(first + line, 1, 2);
-  }
+// Asks for the lines of `bytes` bytes, into L2. For the window ahead, a few rows at a time between the products of this
+// one: all rows at once fill the miss buffers and stall (9 % of a forward).
+template <int kWrite>
+SWIN_FAST_INLINE void prefetch(const void* p, int64_t bytes) {
+  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(p) + line, kWrite, 2);
 }
 
 }  // namespace

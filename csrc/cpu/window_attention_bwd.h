@@ -141,7 +141,7 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
   const int n = size.n(), hd = size.hd(), columns = size.columns(), hd_columns = size.hd_columns();
   const int hd_row = Operands::row_elements(hd), n_row = Operands::row_elements(n);
   const int hd_steps = Operands::steps(hd), n_steps = Operands::steps(n);
-  const int64_t bytes = element_size(p.dtype), C = static_cast<int64_t>(p.nH) * hd;
+  const int64_t bytes = Operands::element_bytes(p.dtype), C = static_cast<int64_t>(p.nH) * hd;
   const bool cosine = p.logit_scale != nullptr, has_bias = sums.dbias != nullptr;
   const int64_t bias_elements = has_bias ? p.nH * task.layout.head_stride : 0;
   Arena arena{static_cast<char*>(scratch)};
@@ -207,12 +207,19 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
           const int i0 = b0 + r0;
           const Operand ds_k{s.ds + r0 * static_cast<int64_t>(n_row), n_row, 1, k_right, hd_columns};
           const auto finish = gradients.to_image(0, i0);
+          const ToMemory memory{s.dq, hd_columns};
+          const auto in_parts = [&](const auto& last) __attribute__((always_inline)) {
+            gemm_in_parts<Product, Size::kStaticRows, Size::kStaticHD>(m, hd, n_steps, ds_k, memory, last);
+          };
           if (!cosine) {
-            gemm<Product, Size::kStaticRows, Size::kStaticHD>(m, hd, n_steps, ds_k, FromZero{}, finish);
+            if constexpr (Size::kStaticN > 0) {
+              gemm<Product, Size::kStaticRows, Size::kStaticHD>(m, hd, n_steps, ds_k, kNothing, finish);
+            } else {
+              in_parts(finish);
+            }
             return;
           }
-          gemm<Product, Size::kStaticRows, Size::kStaticHD>(m, hd, n_steps, ds_k, FromZero{},
-                                                            ToMemory{s.dq, hd_columns});
+          in_parts(memory);
           sums.dlogit_scale[h] += project_rows<Operands>(q + static_cast<int64_t>(i0) * hd_row, hd_row,
                                                          s.q_inverse + i0, m, hd, s.dq, hd_columns);
           hand_over(m, hd, s.dq, hd_columns, finish);
@@ -223,10 +230,15 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
           if (i < row_blocks) {
             const int r0 = i * Size::kRowBlock, m = rows_of(i), i0 = b0 + r0;
             if (more) {
-              beyond.prefetch(i0, m);
-              prefetch_rows(ahead.dout, i0, m, bytes * h * hd, bytes * hd);
-              for (int part = 0; part < 3; part++)
-                prefetch_for_write(p.dqkv, ahead.row, i0, m, bytes * 3 * C, bytes * (part * C + h * hd), bytes * hd);
+              for (int r = i0; r < i0 + m; r++) {
+                beyond.prefetch_qkv(r, hd);
+                if (ahead.row[r] < 0) continue;
+                prefetch<0>(ahead.dout[r] + bytes * h * hd, bytes * hd);
+#pragma GCC unroll 3
+                for (int part = 0; part < 3; part++)
+                  prefetch<1>(static_cast<char*>(p.dqkv) + bytes * ((ahead.row[r] * 3 + part) * C + h * hd),
+                              bytes * hd);
+              }
             }
             if (has_next) {
               next.pack(i0, m, hd, s.tiles[head ^ 1]);
@@ -254,16 +266,11 @@ void bwd_strips(const BwdTask& task, int64_t strip_begin, int64_t strip_end, con
         // image from the last; cosine attention projects dk in between.
         const auto contract = [&](const Operand& o, float* sum, const ToImage<Operands>& image,
                                   bool to_image) __attribute__((always_inline)) {
-          const FromMemory so_far{sum, hd_columns};
-          const ToMemory keep_sum{sum, hd_columns};
-          const auto run = [&](const auto& start, const auto& finish) __attribute__((always_inline)) {
-            gemm<Product, Size::kStaticN, Size::kStaticHD>(n, hd, block_steps, o, start, finish);
+          const OnTopOf so_far{kSummed && b0 > 0 ? sum : nullptr, hd_columns};
+          const auto run = [&](const auto& finish) __attribute__((always_inline)) {
+            gemm<Product, Size::kStaticN, Size::kStaticHD>(n, hd, block_steps, o, so_far, finish);
           };
-          if (b0 == 0) {
-            to_image ? run(FromZero{}, image) : run(FromZero{}, keep_sum);
-          } else if constexpr (kSummed) {
-            to_image ? run(so_far, image) : run(so_far, keep_sum);
-          }
+          to_image ? run(image) : run(ToMemory{sum, hd_columns});
         };
         const bool last_block = b0 + block == n;
         contract(p_dout, s.dv, gradients.to_image(2, 0), last_block);

@@ -61,9 +61,11 @@ struct HeadSource {
     for (int part = 0; part < 3; part++)
       Operands::pack(p.dtype, rows(part), i0, m, hd, tiles.part[part], Operands::row_elements(hd));
   }
-  SWIN_FAST_INLINE void prefetch(int i0, int m) const {
+  SWIN_FAST_INLINE void prefetch_qkv(int i, int hd) const {
+    if (tokens.qkv[i] == nullptr) return;
+#pragma GCC unroll 3
     for (int part = 0; part < 3; part++)
-      prefetch_rows(tokens.qkv, i0, m, rows(part).offset, element_size(p.dtype) * p.hd);
+      prefetch<0>(tokens.qkv[i] + rows(part).offset, Operands::element_bytes(p.dtype) * hd);
   }
 };
 
@@ -122,7 +124,7 @@ struct ToImage {
 struct FwdScratch {
   WindowTokens tokens[2];
   HeadTiles tiles[2];
-  float *kt, *v_right, *scores, *q_inverse, *k_inverse;
+  float *kt, *v_right, *scores, *o, *q_inverse, *k_inverse;
   float *p[2], *inverse[2];  // of kRowBlock rows
 };
 
@@ -136,6 +138,7 @@ void take_fwd(Arena& arena, const Size& size, FwdScratch& s) {
   s.v_right = Operands::kRightIsCopy ? arena.take<float>(static_cast<int64_t>((n + 1) / 2) * hd_columns) : nullptr;
   s.kt = arena.take<float>(static_cast<int64_t>(size.hd()) * columns);
   s.scores = Size::kTileRows ? nullptr : arena.take<float>(static_cast<int64_t>(Size::kRowBlock) * columns);
+  s.o = Size::kStaticN ? nullptr : arena.take<float>(static_cast<int64_t>(Size::kRowBlock) * hd_columns);
   s.q_inverse = arena.take<float>(columns);
   s.k_inverse = arena.take<float>(columns);
   for (int i = 0; i < 2; i++) {
@@ -152,7 +155,7 @@ void fwd_strips(const FwdTask& task, int64_t strip_begin, int64_t strip_end, voi
   const int n = size.n(), hd = size.hd(), columns = size.columns(), hd_columns = size.hd_columns();
   const int hd_row = Operands::row_elements(hd), p_row = Operands::row_elements(n);
   const int hd_steps = Operands::steps(hd), n_steps = Operands::steps(n);
-  const int64_t bytes = element_size(p.dtype), C = static_cast<int64_t>(p.nH) * hd;
+  const int64_t bytes = Operands::element_bytes(p.dtype), C = static_cast<int64_t>(p.nH) * hd;
   Arena arena{static_cast<char*>(scratch)};
   FwdScratch s;
   take_fwd<Operands>(arena, size, s);
@@ -193,10 +196,14 @@ void fwd_strips(const FwdTask& task, int64_t strip_begin, int64_t strip_end, voi
         }
       };
       const auto output = [&](int i0, int m, int half) __attribute__((always_inline)) {
-        gemm<Product, Size::kStaticRows, Size::kStaticHD>(
-            m, hd, n_steps, {s.p[half], p_row, 1, v, hd_columns}, FromZero{},
-            ToImage<Operands>{p.dtype, p.out, C, h * static_cast<int64_t>(hd), hd, tokens.row + i0, s.inverse[half], 1,
-                              nullptr});
+        const Operand p_v{s.p[half], p_row, 1, v, hd_columns};
+        const ToImage<Operands> image{p.dtype,         p.out, C,      h * static_cast<int64_t>(hd), hd, tokens.row + i0,
+                                      s.inverse[half], 1,     nullptr};
+        if constexpr (Size::kStaticN > 0) {
+          gemm<Product, Size::kStaticRows, Size::kStaticHD>(m, hd, n_steps, p_v, kNothing, image);
+        } else {
+          gemm_in_parts<Product, 0, 0>(m, hd, n_steps, p_v, ToMemory{s.o, hd_columns}, image);
+        }
       };
       const int blocks = (n + Size::kRowBlock - 1) / Size::kRowBlock;
       const auto rows_of = [&](int block) { return min_of(n - block * Size::kRowBlock, Size::kRowBlock); };
@@ -204,8 +211,11 @@ void fwd_strips(const FwdTask& task, int64_t strip_begin, int64_t strip_end, voi
         if (block < blocks) {
           const int i0 = block * Size::kRowBlock, m = rows_of(block);
           if (more) {
-            beyond.prefetch(i0, m);
-            prefetch_for_write(p.out, ahead.row, i0, m, bytes * C, bytes * h * hd, bytes * hd);
+            for (int i = i0; i < i0 + m; i++) {
+              beyond.prefetch_qkv(i, hd);
+              if (ahead.row[i] >= 0)
+                prefetch<1>(static_cast<char*>(p.out) + bytes * (ahead.row[i] * C + h * hd), bytes * hd);
+            }
           }
           if (has_next) next.pack(i0, m, hd, next_tiles);
           probabilities(i0, m, block & 1);

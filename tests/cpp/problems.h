@@ -204,7 +204,9 @@ inline std::vector<Problem> make_problems(bool quick, uint64_t seed) {
   std::vector<Problem> problems;
   for (const int window : {7, 8, 12}) {
     for (const ScalarType dtype : kTypes) {
-      if (!quick || window == 7) add_window_problems(window, dtype, &problems);
+      // N = 49 leaves a column over; N = 64 makes a block of two tiles of rows.
+      if (!quick || window == 7 || (window == 8 && dtype == ScalarType::kFloat32))
+        add_window_problems(window, dtype, &problems);
     }
   }
   add_generic_problems(quick, &problems);
