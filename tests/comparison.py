@@ -79,8 +79,8 @@ def compare(
     scale = (exact if scale is None else scale).double()
     scale = torch.where(torch.isfinite(scale), scale, 0.0).abs()
     eps = epsilon(dtype) if eps is None else eps
-    # Around zero, no result can be finer than its dtype's spacing. And float32 arithmetic may flush what is subnormal, a
-    # probability for example, before it is multiplied by numbers of the problem: those are below 64.
+    # Around zero, no result can be finer than its dtype's spacing. And float32 arithmetic may flush what is subnormal,
+    # a probability for example, before it is multiplied by numbers of the problem: those are below 64.
     spacing = max(
         torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps, 64 * torch.finfo(torch.float32).smallest_normal
     )
