@@ -4,9 +4,9 @@
 // Computes  out = softmax(scale * q k^T + bias + mask) v for every (window, head), rows of q, k, v gathered from image
 //           order by computed index, rows of out scattered back; cosine attention divides by the row norms.
 // Grid      one call takes a range of strips (rows of windows of one image); windows in order, heads inside a window.
-// Memory    q, k, v of this (window, head) and of the next, k^T, and blocks of probability rows: 50 KB at N = 49, 145 KB
-//           at N = 144 in float, half in pairs. Scores stay in registers where sizes.h says so. The next window's rows
-//           are prefetched meanwhile.
+// Memory    q, k, v of this (window, head) and of the next, k^T, and blocks of probability rows: 50 KB at N = 49,
+//           145 KB at N = 144 in float, half in pairs. Scores stay in registers where sizes.h says so. The next
+//           window's rows are prefetched meanwhile.
 // Numerics  products in the input type (float16 and, without AVX512-BF16, bfloat16 are widened: exact), accumulation,
 //           scores, softmax and the final division in float. P is not normalised before the second product.
 // Source    Liu et al. 2021, section 3.2; Liu et al. 2022 (Swin V2), section 3.2 for cosine attention.
