@@ -302,7 +302,7 @@ BUGS = {
     "clamped rows projected": Bug("cpu/window_attention_bwd.h", "if (inverse[i] == kClamped) continue;", ""),
     "dbias of the last strip only": Bug("cpu/window_attention_bwd.h", "sums.dbias[e] += s.", "sums.dbias[e] = s."),
     "last columns of a product left out": Bug("cpu/tile.h", "for (; v < vectors; v++)", "for (; v < vectors - 1; v++)"),
-    "first part of a long contraction left out": Bug("cpu/tile.h", "o, sum, memory);", "o, kNothing, memory);"),
+    "earlier parts of a long contraction left out": Bug("cpu/tile.h", "o, sum, memory);", "o, kNothing, memory);"),
     "last rows of a product left out": Bug(
         "cpu/tile.h", "for (; i < M; i++) gemm_tile", "for (; i < M - 1; i++) gemm_tile"
     ),

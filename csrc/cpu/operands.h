@@ -13,6 +13,7 @@ namespace {
 
 SWIN_FAST_INLINE constexpr int round_up(int a, int b) { return (a + b - 1) / b * b; }
 SWIN_FAST_INLINE constexpr int min_of(int a, int b) { return a < b ? a : b; }
+SWIN_FAST_INLINE constexpr int64_t element_size(ScalarType dtype) { return dtype == ScalarType::kFloat32 ? 4 : 2; }
 
 // How operands are held for products in float.
 struct FloatOperands {
@@ -36,7 +37,7 @@ struct FloatOperands {
   // One vector of a packed row, as floats.
   static SWIN_FAST_INLINE vf values(const float* row, int d) { return loadf(row + d); }
   static SWIN_FAST_INLINE void store_values(float* row, int d, vf x) { storef(row + d, x); }
-  static SWIN_FAST_INLINE int64_t element_bytes(ScalarType dtype) { return dtype == ScalarType::kFloat32 ? 4 : 2; }
+  static SWIN_FAST_INLINE int64_t element_bytes(ScalarType dtype) { return element_size(dtype); }
   // Lane by lane, the element that holds one value and whose neighbour, if it has one, is 0.
   static SWIN_FAST_INLINE vf elements(vf x) { return x; }
   // Columns [column, hd) of a row of the image, as far as NV vectors reach.
@@ -95,7 +96,7 @@ struct PairOperands {
   static SWIN_FAST_INLINE void store_values(float* row, int d, vf x) {
     store<BF16>(reinterpret_cast<uint16_t*>(row) + d, x);
   }
-  static SWIN_FAST_INLINE int64_t element_bytes(ScalarType) { return 2; }
+  static SWIN_FAST_INLINE int64_t element_bytes(ScalarType) { return 2; }  // a constant for the compiler
   static SWIN_FAST_INLINE vf elements(vf x) { return _mm512_castsi512_ps(_mm512_cvtepu16_epi32(to_bf16(x))); }
   template <int NV>
   static SWIN_FAST_INLINE void store_image(ScalarType, void* image, int64_t at, int column, int hd, const vf (&x)[NV],

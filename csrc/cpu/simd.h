@@ -77,7 +77,6 @@ SWIN_FAST_INLINE vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 SWIN_FAST_INLINE vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 SWIN_FAST_INLINE vf max_nan(vf a, vf b) { return _mm512_max_ps(a, b); }
 SWIN_FAST_INLINE float reduce_add(vf a) { return _mm512_reduce_add_ps(a); }
-SWIN_FAST_INLINE float reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
 SWIN_FAST_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 // The first n lanes of a, the others of b.
 SWIN_FAST_INLINE vf keep(vf a, int n, vf b) { return _mm512_mask_mov_ps(b, first_lanes(n), a); }

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Where the tokens of a window stand, computed from csrc/window.h once per window, and the walk over the windows of a
-// range of strips. Included by each kernels_*.cpp after simd.h.
+// range of strips. Included by each kernels_*.cpp after operands.h.
 #pragma once
 
-#include "kernels.h"
-#include "simd.h"
+#include "operands.h"
 
 namespace swin_fast::cpu {
 namespace {
 
 // A row of zeros for padded tokens without a pad_value, of any dtype.
 alignas(64) const float kZeroRow[kMaxHeadDim] = {};
-
-SWIN_FAST_INLINE int64_t element_size(ScalarType dtype) { return dtype == ScalarType::kFloat32 ? 4 : 2; }
 
 // Memory handed out piece by piece from one block; with a null block it only counts.
 struct Arena {
