@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from . import dispatch
-from .blocks import SwinBlock, WindowAttention
+from .attention import WindowAttention
+from .blocks import SwinBlock
 from .functional import window_attention
 
 PATCH, DIM, NUM_HEADS, WINDOW, SHIFT = 4, 96, 3, 7, 3  # the first stage of Swin-T

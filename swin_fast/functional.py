@@ -72,8 +72,8 @@ def window_attention(
         >>> window_attention(qkv, torch.zeros(3, 13, 13), window_size=7, shift_size=3).shape
         torch.Size([1, 30, 45, 96])
     """
-    window_size = _pair("window_size", window_size)
-    shift_size = _pair("shift_size", shift_size)
+    window_size = _constant(_pair("window_size", window_size))
+    shift_size = _pair("shift_size", shift_size)  # may be symbolic: geometry "torchvision" makes it from H and W
     _check_geometry(window_size, shift_size)
     _check_qkv(qkv)
     nH, hd = qkv.shape[4], index(qkv.shape[5])  # index: a constant of a graph, even where every size is dynamic
@@ -197,10 +197,16 @@ def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else value
-    if not isinstance(pair, (tuple, list)) or any(not isinstance(v, int) or isinstance(v, bool) for v in pair):
+    if not isinstance(pair, (tuple, list)) or any(
+        not isinstance(v, (int, torch.SymInt)) or isinstance(v, bool) for v in pair
+    ):
         raise TypeError(f"{name}: got {value!r}, want an int or a pair of ints")
     if len(pair) != 2:
         raise ValueError(f"{name}: got {value!r}, want two ints, for height and width")
+    return pair[0], pair[1]
+
+
+def _constant(pair: tuple[int, int]) -> tuple[int, int]:
     return index(pair[0]), index(pair[1])  # index: see window_attention
 
 

@@ -26,7 +26,7 @@ OVERLOADS = ("reference", "cpu")
 
 _ARGUMENTS = (
     "Tensor qkv, Tensor? bias, Tensor? logit_scale, Tensor? pad_value, "
-    "int[2] window_size, int[2] shift_size, float scale, str pad_order, float mask_value"
+    "int[2] window_size, SymInt[2] shift_size, float scale, str pad_order, float mask_value"
 )
 _FWD_SCHEMA = f"({_ARGUMENTS}) -> Tensor"
 _BWD_SCHEMA = f"(Tensor grad_out, {_ARGUMENTS}) -> (Tensor dqkv, Tensor dbias, Tensor dlogit_scale, Tensor dpad_value)"

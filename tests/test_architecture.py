@@ -25,8 +25,11 @@ LAYERS = (
     {"backends"},
     {"backends.native", "reference"},
     {"dispatch", "ops"},
-    {"functional"},
+    {"functional", "geometry"},
+    {"layers"},
+    {"attention"},
     {"blocks"},
+    {"models"},
     {""},  # swin_fast/__init__.py
     {"demo_measure"},
     {"demo"},
@@ -96,7 +99,7 @@ def test_imports_run_one_way(module: str) -> None:
 
 def test_the_parser_of_imports_sees_every_form() -> None:
     assert imports("dispatch")[0] == {"backends.native"}
-    assert imports("")[0] == {"blocks", "dispatch", "functional"}
+    assert imports("")[0] == {"attention", "blocks", "dispatch", "functional", "layers", "models"}
     assert "rich" in imports("cli")[1]  # imported inside a function
 
 

