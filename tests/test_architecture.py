@@ -29,6 +29,7 @@ LAYERS = (
     {"layers"},
     {"attention"},
     {"blocks"},
+    {"swin_transformer"},
     {"models"},
     {""},  # swin_fast/__init__.py
     {"demo_measure"},
