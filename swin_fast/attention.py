@@ -246,8 +246,7 @@ class WindowAttentionV2(WindowAttention):
         self.pretrained_window_size = pair(pretrained_window_size, "pretrained_window_size", minimum=0)
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
         self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, num_heads, bias=False))
-        coordinates = log_coordinates(self.window_size, self.pretrained_window_size)
-        self.register_buffer("relative_coords_table", coordinates, persistent=False)
+        self.init_non_persistent_buffers()
         self.qkv = nn.Linear(dim, dim * 3, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
@@ -272,9 +271,14 @@ class WindowAttentionV2(WindowAttention):
             ValueError, TypeError: window_size is out of range or of the wrong kind; nothing has changed then.
         """
         self.window_size = check_window(window_size)
-        self.relative_coords_table = log_coordinates(self.window_size, self.pretrained_window_size).to(
-            self.relative_coords_table
-        )
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Computes what no checkpoint holds: to be called after `to_empty`, as in timm."""
+        like = self.logit_scale
+        device = torch.device("cpu") if like.is_meta else like.device  # a model built on meta is then complete
+        coordinates = log_coordinates(self.window_size, self.pretrained_window_size, device).to(like.dtype)
+        self.register_buffer("relative_coords_table", coordinates, persistent=False)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, pretrained_window_size={self.pretrained_window_size}"
@@ -287,14 +291,14 @@ def check_window(window_size: int | Sequence[int]) -> Pair:
     return window
 
 
-def log_coordinates(window_size: Pair, pretrained_window_size: Pair) -> Tensor:
+def log_coordinates(window_size: Pair, pretrained_window_size: Pair, device: torch.device) -> Tensor:
     """((2Wh-1)(2Ww-1), 2) float32: sign(c) log2(1 + 8|c|/(w-1)) / 3 for every offset c, with w of the pretraining.
 
     In float32 whatever the module's dtype: checkpoints were trained with these roundings.
     """
     axes = []
     for window, pretrained in zip(window_size, pretrained_window_size, strict=True):
-        offsets = torch.arange(-(window - 1), window, dtype=torch.float32)
+        offsets = torch.arange(-(window - 1), window, dtype=torch.float32, device=device)
         scaled = 8 * (offsets / max((pretrained or window) - 1, 1))  # a window of 1 has the offset 0 alone
         axes.append(torch.sign(scaled) * torch.log2(torch.abs(scaled) + 1.0) / math.log2(8))
     return torch.cartesian_prod(*axes)

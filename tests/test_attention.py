@@ -15,6 +15,7 @@ from oracles import shift_regions
 from swin_fast import WindowAttention, WindowAttentionV2, relative_position_bias, relative_position_index
 from swin_fast.attention import MAX_LOGIT_SCALE, log_coordinates
 
+CPU = torch.device("cpu")
 KINDS = (WindowAttention, WindowAttentionV2)
 
 
@@ -181,7 +182,7 @@ def test_v2_scores_are_scaled_cosines_with_a_bias_from_zero_to_sixteen() -> None
 
 def test_v2_coordinates_are_the_log_scale_of_the_paper() -> None:
     window, pretrained = (3, 4), (5, 0)
-    table = log_coordinates(window, pretrained).view(5, 7, 2)
+    table = log_coordinates(window, pretrained, CPU).view(5, 7, 2)
     for i, dy in enumerate(range(-2, 3)):
         for j, dx in enumerate(range(-3, 4)):
             for axis, (offset, span) in enumerate(((dy, 4), (dx, 3))):
@@ -192,7 +193,7 @@ def test_v2_coordinates_are_the_log_scale_of_the_paper() -> None:
 def test_a_window_of_one_token_has_no_nan() -> None:
     module = WindowAttentionV2(32, 1, 1)
     assert module(torch.randn(1, 2, 2, 32)).isfinite().all()
-    assert log_coordinates((1, 1), (0, 0)).abs().max() == 0
+    assert log_coordinates((1, 1), (0, 0), CPU).abs().max() == 0
 
 
 def test_the_logit_scale_has_no_gradient_above_its_clamp() -> None:

@@ -360,6 +360,31 @@ def test_autocast_runs_and_keeps_float32_parameters(version: type[SwinTransforme
     torch.testing.assert_close(out.float(), model(x), rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_model_built_on_meta_needs_its_checkpoint_alone(version: type[SwinTransformer]) -> None:
+    model, x = small(version).eval(), torch.randn(1, 3, 64, 64)
+    with torch.device("meta"):
+        empty = version(**{**V1, "drop_path_rate": 0.0, "num_classes": 10}).eval()
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(empty(x), model(x))
+
+
+def test_buffers_come_back_after_to_empty() -> None:
+    model, x = small(SwinTransformerV2).eval(), torch.randn(1, 3, 64, 64)
+    emptied = copy.deepcopy(model).to_empty(device="cpu")
+    for module in emptied.modules():
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    emptied.load_state_dict(model.state_dict())
+    assert torch.equal(emptied(x), model(x))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_default_dtype_makes_the_whole_model(version: type[SwinTransformer]) -> None:
+    torch.set_default_dtype(torch.float64)
+    assert small(version)(torch.randn(1, 3, 64, 64)).dtype == torch.float64
+
+
 def test_channels_last_changes_nothing() -> None:
     model, x = small(geometry="dense").eval(), torch.randn(2, 3, 50, 70)
     torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), model(x))
