@@ -15,6 +15,7 @@ from . import reference
 from .functional import MAX_HEAD_DIM, MAX_WINDOW_AREA, relative_position_bias, window_attention
 from .geometry import Pair, pair
 from .layers import probability
+from .linear import functional_linear, linear
 
 MAX_LOGIT_SCALE = math.log(100.0)
 
@@ -93,7 +94,7 @@ class WindowAttention(nn.Module):
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """x (..., C) -> its queries, keys and values (..., 3C), and those of a zero token (3C), None for zeros."""
-        return self.qkv(x), self.qkv.bias
+        return linear(self.qkv, x), self.qkv.bias
 
     def _bias_table(self) -> Tensor:  # ((2Wh-1)(2Ww-1), nH)
         return self.relative_position_bias_table
@@ -159,7 +160,7 @@ class WindowAttention(nn.Module):
             out = self._fused(x.view(-1, wh, ww, self.dim), (0, 0), pad_order).view_as(x)
         else:
             out = self._masked(x, mask)
-        projected: Tensor = self.proj_drop(self.proj(out))
+        projected: Tensor = self.proj_drop(linear(self.proj, out))
         return projected
 
     def _fused(self, x: Tensor, shift_size: Pair, pad_order: str) -> Tensor:  # (B, H, W, C) -> (B, H, W, C)
@@ -254,9 +255,9 @@ class WindowAttentionV2(WindowAttention):
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.q_bias is None or self.v_bias is None:
-            return self.qkv(x), None
+            return linear(self.qkv, x), None
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        return F.linear(x, self.qkv.weight, bias), bias
+        return functional_linear(x, self.qkv.weight, bias), bias
 
     def _bias_table(self) -> Tensor:  # ((2Wh-1)(2Ww-1), nH)
         return 16 * torch.sigmoid(self.cpb_mlp(self.relative_coords_table))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .geometry import FIXED, Pair, check_geometry, pair, stage_maps
+from .linear import linear, linear_gelu
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -102,8 +103,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features)."""
-        x = self.drop(self.act(self.fc1(x)))
-        out: Tensor = self.drop(self.fc2(x))
+        x = self.drop(linear_gelu(self.fc1, self.act, x))
+        out: Tensor = self.drop(linear(self.fc2, x))
         return out
 
 
@@ -241,8 +242,7 @@ class PatchMerging(nn.Module):
         return out if x.dim() == 4 else out.flatten(1, 2)
 
     def _reduce(self, x: Tensor) -> Tensor:
-        out: Tensor = self.reduction(self.norm(x))
-        return out
+        return linear(self.reduction, self.norm(x))
 
     def extra_repr(self) -> str:
         return f"input_resolution={self.input_resolution}, dim={self.dim}"
@@ -260,7 +260,7 @@ class PatchMergingV2(PatchMerging):
         return norm_layer(2 * self.dim)
 
     def _reduce(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.reduction(x))
+        out: Tensor = self.norm(linear(self.reduction, x))
         return out
 
 

@@ -25,7 +25,7 @@ LAYERS = (
     {"backends"},
     {"backends.native", "reference"},
     {"dispatch", "ops"},
-    {"functional", "geometry"},
+    {"functional", "geometry", "linear"},
     {"layers"},
     {"attention"},
     {"blocks"},
