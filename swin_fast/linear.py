@@ -117,6 +117,7 @@ def _usable(x: Tensor, weight: Tensor) -> bool:
         and type(weight) in _PLAIN
         and x.device.type == "cpu" == weight.device.type
         and not torch.compiler.is_compiling()  # the compiler chooses by itself
+        and not torch._C._is_tracing()  # a trace may go to another device
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0

@@ -236,6 +236,14 @@ def test_a_compiled_linear_is_the_compilers() -> None:
     assert not any("pointwise" in target for target in seen)
 
 
+def test_a_trace_holds_a_linear() -> None:
+    _, x = problem()
+    with torch.no_grad():
+        traced = torch.jit.trace(Mlp(32), x)
+    assert "pointwise" not in str(traced.inlined_graph)
+    assert "aten::linear" in str(traced.inlined_graph)
+
+
 def test_an_empty_input_gives_an_empty_output() -> None:
     module, _ = problem()
     assert fast.linear(module, torch.randn(0, 7, 32)).shape == (0, 7, 64)
