@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .geometry import FIXED, Pair, check_geometry, pair, stage_maps
-from .linear import linear, linear_gelu
+from .linear import linear
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -103,7 +103,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features)."""
-        x = self.drop(linear_gelu(self.fc1, self.act, x))
+        x = self.drop(self.act(linear(self.fc1, x)))
         out: Tensor = self.drop(linear(self.fc2, x))
         return out
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import swin_fast
-from swin_fast import cli, dispatch
+from swin_fast import cli, dispatch, doctor
 from swin_fast.backends import native
 
 ROOT = Path(swin_fast.__file__).parent.parent
@@ -101,6 +101,11 @@ def check_text(text: str) -> None:
         "SWIN_FAST_ISA",
         "N=49 hd=32",
         "N=144 hd=32",
+        "N=576 hd=32",
+        "swin_{tiny,small,base,large}_patch4_window7_224",
+        "swinv2_{base,large}_window12to24_384, stages 1 to 3",
+        "reference on cpu",
+        "ok, forward and backward: SwinTransformer float32",
         "bfloat16",
         "RUNS",
         *dispatch.BACKENDS,
@@ -143,6 +148,11 @@ def test_doctor_json_agrees_with_the_package(capsys: pytest.CaptureFixture[str])
         assert row["why_not"][row["chosen"]] == []
         assert row["why_not"]["triton"], "a backend that cannot run says why"
     assert table[7, "float64", "cpu"]["chosen"] == "reference"
+    assert {row["verdict"] for row in report["models"]} == {"ok"}
+    runs = {row["backend"] for row in report["models"]}
+    assert runs == {name for name in dispatch.BACKENDS if not dispatch.why_not(name, problem())}
+    assert {row["model"] for row in report["models"]} == {"SwinTransformer", "SwinTransformerV2"}
+    assert {"window_size", "head_dim", "models"} == report["shapes"][0].keys()
 
 
 def test_doctor_shows_the_variables_in_force(
@@ -159,10 +169,10 @@ def test_doctor_shows_the_variables_in_force(
 def test_doctor_takes_good_variables_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWIN_FAST_BACKEND", "cpu")
     monkeypatch.setenv("SWIN_FAST_LOG", "Info")
-    assert cli.doctor_report()["environment_errors"] == []
+    assert doctor.doctor_report()["environment_errors"] == []
     monkeypatch.setenv("SWIN_FAST_BACKEND", "")
     monkeypatch.setenv("SWIN_FAST_LOG", "")
-    assert cli.doctor_report()["environment_errors"] == []
+    assert doctor.doctor_report()["environment_errors"] == []
 
 
 def test_doctor_tells_a_forced_backend_that_cannot_run(
@@ -179,7 +189,7 @@ def test_doctor_survives_bad_variables_in_a_fresh_process() -> None:
     done = run_module("doctor", SWIN_FAST_BACKEND="nonsense", SWIN_FAST_ISA="fastest", SWIN_FAST_LOG="loud")
     bad_level = "SWIN_FAST_LOG: got 'loud', want one of debug, info, warning, error"
     assert (done.returncode, done.stderr) == (0, f"{bad_level}\n")
-    environment = done.stdout.partition("Environment")[2].partition(cli.DISPATCH_TITLE)[0]
+    environment = done.stdout.partition("Environment")[2].partition(doctor.DISPATCH_TITLE)[0]
     wrong = [" ".join(part.split()) for part in re.split(r"\n +wrong ", environment)[1:]]
     backends = ", ".join(dispatch.BACKENDS)
     assert wrong == [f"backend: got 'nonsense' (from SWIN_FAST_BACKEND), want one of {backends}", bad_level]
@@ -224,6 +234,13 @@ def pillow() -> Any:
     return pytest.importorskip("PIL.Image")
 
 
+@pytest.fixture
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo in a tenth of the time."""
+    small = {"embed_dim": 32, "num_heads": (1, 2, 4, 8), "depths": (2, 2, 2, 2), "num_classes": 100}
+    monkeypatch.setattr("swin_fast.demo_measure.OPTIONS", small)
+
+
 def demo(output: Path, *arguments: str) -> int:
     return cli.main(["demo", "--repeats", "1", "--threads", "1", "--output", str(output), *arguments])
 
@@ -241,7 +258,7 @@ def check_picture(pillow: Any, path: Path) -> None:
 
 
 def test_demo_measures_the_sample_photograph_and_draws_it(
-    tmp_path: Path, pillow: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pillow: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_model: None
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     state = torch.random.get_rng_state()
@@ -251,12 +268,20 @@ def test_demo_measures_the_sample_photograph_and_draws_it(
     assert "grace_hopper.jpg" in text
     assert "512 x 600 pixels; 150 x 128 tokens" in text
     assert "weights are random" in text
-    rows = [line.split() for line in text.splitlines() if line.split()[:1] in (["fp32"], ["bf16"])]
+    words = [line.replace("224 crop", "crop").replace("core op", "core").split() for line in text.splitlines()]
+    rows = [row for row in words if row[:1] in (["crop"], ["photo"], ["core"]) and row[1] in ("fp32", "bf16")]
     usable = [name for name in dispatch.BACKENDS if not dispatch.why_not(name, problem())]
-    assert [row[:2] for row in rows] == [[dtype, path] for dtype in ("fp32", "bf16") for path in ["eager", *usable]]
+    wanted = [
+        [what, dtype, path]
+        for what in ("crop", "photo", "core")
+        for dtype in ("fp32", "bf16")
+        for path in ("eager", *usable)
+    ]
+    assert [row[:3] for row in rows] == wanted
     for row in rows:
-        assert 0 < float(row[2]) < (1e-4 if row[0] == "fp32" else 0.5)
-        assert row[4] == "ok"
+        assert 0 < float(row[3]) < (1e-4 if row[1] == "fp32" else 0.5)
+        assert 0 < float(row[4]) < (1e-5 if row[1] == "fp32" else 0.05)
+        assert row[6] == "ok"
     assert "triton cannot run this:" in text
     check_picture(pillow, tmp_path / "picture.png")
 
@@ -267,7 +292,7 @@ def problem() -> dispatch.Problem:
 
 @pytest.mark.parametrize("size", [(150, 83), (83, 150), (21, 17), (1, 1), (300, 12)], ids=str)
 def test_demo_takes_any_photograph(
-    size: tuple[int, int], tmp_path: Path, pillow: Any, capsys: pytest.CaptureFixture[str]
+    size: tuple[int, int], tmp_path: Path, pillow: Any, capsys: pytest.CaptureFixture[str], small_model: None
 ) -> None:
     noise = os.urandom(size[0] * size[1] * 3)
     pillow.frombytes("RGB", size, noise).save(tmp_path / "mine.png")
@@ -284,18 +309,21 @@ def test_demo_scales_a_huge_photograph_down_and_says_so(
 
     monkeypatch.setattr(demo_module, "MAX_PIXELS", 5000)
     pillow.new("L", (200, 100), 90).save(tmp_path / "huge.png")
-    photo, about = demo_module.load_photo(str(tmp_path / "huge.png"))
-    assert photo.shape == (50, 100, 3)
-    assert "huge.png: 200 x 100 pixels, scaled down to 100 x 50" in about
+    photo = demo_module.load_photo(str(tmp_path / "huge.png"))
+    assert photo.own.shape == (50, 100, 3)
+    assert photo.crop.shape == (224, 224, 3)
+    assert "huge.png: 200 x 100 pixels, scaled down to 100 x 50" in photo.about
 
 
 def test_demo_fails_if_a_backend_breaks_the_rule(
-    tmp_path: Path, pillow: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    pillow: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small_model: None,
 ) -> None:
-    from swin_fast import demo as demo_module
-
-    wrong = demo_module.TwoBlocks.forward
-    monkeypatch.setattr(demo_module.TwoBlocks, "forward", lambda self, image: wrong(self, image) * 1.01)
+    right = swin_fast.WindowAttention.forward
+    monkeypatch.setattr(swin_fast.WindowAttention, "forward", lambda *args, **options: right(*args, **options) * 1.1)
     pillow.new("RGB", (40, 40), (90, 20, 200)).save(tmp_path / "mine.png")
     assert demo(tmp_path / "picture.png", "--image", str(tmp_path / "mine.png")) == 1
     captured = capsys.readouterr()
@@ -335,7 +363,7 @@ def test_demo_refuses_a_truncated_image(tmp_path: Path, pillow: Any, capsys: pyt
     ],
 )
 def test_demo_refuses_an_output_it_cannot_write(
-    output: str, message: str, tmp_path: Path, pillow: Any, capsys: pytest.CaptureFixture[str]
+    output: str, message: str, tmp_path: Path, pillow: Any, capsys: pytest.CaptureFixture[str], small_model: None
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     pillow.new("RGB", (40, 40), (90, 20, 200)).save(tmp_path / "mine.png")

@@ -67,7 +67,8 @@ def test_results_and_gradients_are_as_exact_as_pytorchs(
         y = function(tensors[0], tensors[1], tensors[2] if has_bias else None)
         return [y.detach(), *torch.autograd.grad(y, tensors, grad_out.to(to))]
 
-    with calls(2):  # forward and the gradient of x
+    short = [terms <= fast.LONGEST_SUM or dtype != torch.float32 for terms in (dim, out)]  # forward, gradient of x
+    with calls(sum(short)):
         got = run(fast.functional_linear, dtype)
     eager, exact = run(F.linear, dtype), run(F.linear, torch.float64)
     names = ("out", "dx", "dweight", "dbias")
@@ -75,17 +76,6 @@ def test_results_and_gradients_are_as_exact_as_pytorchs(
         f"{rows} x {dim} -> {out}",
         [compare(name, g, e, [p], dtype=dtype) for name, g, e, p in zip(names, got, exact, eager, strict=False)],
     )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=DTYPE_IDS.get)
-def test_inference_with_gelu_is_as_exact_as_pytorchs(dtype: torch.dtype) -> None:
-    module, x = problem(dtype=dtype)
-    with torch.inference_mode(), calls(1):
-        got = fast.linear_gelu(module, nn.GELU(), x)
-    with torch.no_grad():
-        eager = F.gelu(module(x))
-        exact = F.gelu(F.linear(x.double(), module.weight.double(), module.bias.double()))
-    check("gelu", [compare("out", got, exact, [eager], dtype=dtype)])
 
 
 def test_any_strides_work() -> None:
@@ -143,7 +133,7 @@ def test_hooks_hear_the_call(kind: str) -> None:
         with calls(0):
             fast.linear(module, x.requires_grad_()).sum().backward()
             with torch.no_grad():
-                fast.linear_gelu(module, nn.GELU(), x)
+                fast.linear(module, x)
     finally:
         handle.remove()
     assert heard
@@ -163,21 +153,6 @@ def test_what_stands_in_the_place_of_a_linear_is_called() -> None:
     nn.utils.parametrizations.weight_norm(module)
     with torch.no_grad(), calls(0):
         torch.testing.assert_close(fast.linear(module, x), module(x))
-
-
-@pytest.mark.parametrize("act", [nn.GELU(approximate="tanh"), nn.SiLU(), nn.ReLU()], ids=lambda a: str(a))
-def test_only_the_exact_gelu_is_taken_in(act: nn.Module) -> None:
-    module, x = problem()
-    with torch.no_grad():
-        torch.testing.assert_close(fast.linear_gelu(module, act, x), act(module(x)))
-
-
-def test_a_hook_on_the_activation_is_heard() -> None:
-    mlp, heard = Mlp(32), []
-    mlp.act.register_forward_hook(lambda *_: heard.append(1))
-    with torch.no_grad():
-        mlp(torch.randn(3, 32))
-    assert heard
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=DTYPE_IDS.get)
@@ -248,4 +223,4 @@ def test_an_empty_input_gives_an_empty_output() -> None:
     module, _ = problem()
     assert fast.linear(module, torch.randn(0, 7, 32)).shape == (0, 7, 64)
     with torch.no_grad():
-        assert fast.linear_gelu(module, nn.GELU(), torch.randn(0, 32)).shape == (0, 64)
+        assert fast.linear(module, torch.randn(0, 32)).shape == (0, 64)

@@ -48,14 +48,14 @@ def test_inductor_compiles_inference_and_training(version: type[SwinTransformer]
     check_gradients(model, torch.compile(model, fullgraph=True), torch.randn(2, 3, 64, 64))
 
 
-@pytest.mark.parametrize("geometry", ["torchvision", "dense"])
+@pytest.mark.parametrize("geometry", ["torchvision", pytest.param("dense", marks=pytest.mark.slow)])
 def test_one_graph_serves_every_batch_and_size(geometry: str) -> None:
     """Also across the point where torchvision drops a shift: 33 rows are two windows of 4, 16 are one."""
     torch._dynamo.reset()
-    model = small(geometry=geometry)
+    model = small(geometry=geometry, depths=(1, 2))
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for B, H, W in ((2, 50, 70), (3, 64, 64), (4, 33, 128), (2, 16, 90), (5, 16, 16)):
+        for B, H, W in ((2, 50, 70), (4, 33, 128), (2, 16, 90), (5, 16, 16)):
             check_gradients(model, compiled, torch.randn(B, 3, H, W))
 
 
