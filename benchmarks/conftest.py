@@ -13,7 +13,7 @@ import torch
 
 from .machine import commit, machine_info
 from .measure import ENVIRONMENT, Options, ceilings
-from .peers import FAMILIES
+from .suites import SUITES, Suite
 
 CEILINGS = pytest.StashKey[dict[str, float]]()
 LOAD = pytest.StashKey[tuple[float, ...]]()
@@ -22,10 +22,11 @@ START = pytest.StashKey[float]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("swin_fast benchmarks")
+    group.addoption("--suite", default="op", choices=SUITES, help="what is measured")
     group.addoption("--backend", default="cpu", help="backend of swin_fast that is measured")
-    group.addoption("--peers", default=",".join(FAMILIES), help="families of peers, by comma")
-    group.addoption("--budget", type=float, default=10.0, help="CPU seconds of timed rounds per row")
-    group.addoption("--quick", action="store_true", help="the shifted first stages alone")
+    group.addoption("--peers", help="families of peers, by comma")
+    group.addoption("--budget", type=float, help="CPU seconds of timed rounds per row")
+    group.addoption("--quick", action="store_true", help="some rows alone")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,13 +42,19 @@ def is_quick(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="session")
-def options(request: pytest.FixtureRequest) -> Options:
+def suite(request: pytest.FixtureRequest) -> Suite:
+    return SUITES[request.config.getoption("--suite")]
+
+
+@pytest.fixture(scope="session")
+def options(request: pytest.FixtureRequest, suite: Suite) -> Options:
     config = request.config
+    peers = config.getoption("--peers")
     return Options(
         backend=config.getoption("--backend"),
-        families=tuple(config.getoption("--peers").split(",")),
-        budget=config.getoption("--budget"),
-        least_rounds=3 if config.getoption("--quick") else 7,
+        families=tuple(peers.split(",")) if peers else suite.families,
+        budget=config.getoption("--budget") or suite.budget,
+        least_rounds=min(3, suite.least_rounds) if config.getoption("--quick") else suite.least_rounds,
     )
 
 
@@ -76,8 +83,17 @@ class Progress:
         print(f"{step}.. ", end="", flush=True)
 
     def done(self, info: dict[str, Any]) -> None:
-        bar = "" if info["bar"] is None else f", bar {info['bar']:g} {'met' if info['met'] else 'MISSED'}"
-        print(f"{info['ms']:.3f} ms, {info['ratio']:.2f}x over {info['best_peer']}{bar} ", end="", flush=True)
+        print(outcome(info), end=" ", flush=True)
+
+
+def outcome(info: dict[str, Any]) -> str:
+    """Time and ratio to the best peer; to the one that the bar means, if it is another; and the bar."""
+    said = [f"{info['ms']:.3f} ms", f"{info['ratio']:.2f}x over {info['best_peer']}"]
+    if info["held_against"] not in (None, info["best_peer"]):
+        said.append(f"{info['held_ratio']:.2f}x over {info['held_against']}")
+    if info["met"] is not None:
+        said.append(f"bar {info['bar']:g} {'met' if info['met'] else 'MISSED'}")
+    return ", ".join(said)
 
 
 def time_left(done: int, rows: int, seconds: float) -> str:
@@ -107,14 +123,15 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def measured_on(config: pytest.Config) -> dict[str, Any]:
     return {
         **machine_info(),
-        "budget_s": config.getoption("--budget"),
+        "budget_s": config.getoption("--budget") or SUITES[config.getoption("--suite")].budget,
         "ceilings": config.stash.get(CEILINGS, {}),
         "load_average": [round(load, 1) for load in (*config.stash.get(LOAD, ()), os.getloadavg()[0])],
     }
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
-    """Raw rounds are dropped and the statistics rounded, so that a rerun changes few bytes."""
+    """Says which suite it is; raw rounds are dropped and the statistics rounded, so that a rerun changes few bytes."""
+    output_json["suite"] = config.getoption("--suite")
     output_json["datetime"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     for benchmark in output_json["benchmarks"]:
         del benchmark["params"], benchmark["options"]

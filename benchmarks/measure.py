@@ -18,10 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-import swin_fast
-
-from .cases import DTYPES
-from .peers import FAMILIES, Contender, Problem
+from .contenders import Contender
+from .rows import DTYPES
 
 TIMER = time.process_time
 
@@ -33,43 +31,18 @@ ALLOCATOR = ":".join(
 )
 ENVIRONMENT = {"GLIBC_TUNABLES": ALLOCATOR, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-#: Largest error, as a part of the largest magnitude, of a peer that counts as equal. Wide, since eager rounds every
-#: step; a forgotten mask or a wrong bias is an error of order 1.
-EQUAL = {"fp32": 1e-5, "bf16": 5e-2}
-
 
 @dataclass(frozen=True)
 class Options:
     """How a run was asked for, see `python -m benchmarks.run --help`."""
 
-    backend: str | None = "cpu"
-    families: tuple[str, ...] = FAMILIES
-    budget: float = 10.0
-    least_rounds: int = 7
+    backend: str | None
+    families: tuple[str, ...]
+    budget: float
+    least_rounds: int
 
 
 # ------------------------------------------------------------------------------------------------------------ equality
-
-
-def exact_results(problem: Problem) -> dict[str, Tensor]:
-    """Output and gradients in float64 from swin_fast's reference, image by image to keep the scores small."""
-    w, s = problem.w, problem.s
-    table = problem.table.double().requires_grad_()
-    results: dict[str, list[Tensor]] = {"out": [], "dqkv": [], "dtable": []}
-    for qkv, grad_out in zip(problem.qkv.double().split(1), problem.grad_out.double().split(1), strict=True):
-        qkv = qkv.clone().requires_grad_()
-        bias = table.t().reshape(problem.nH, 2 * w - 1, 2 * w - 1)
-        out = swin_fast.window_attention(qkv, bias, window_size=(w, w), shift_size=(s, s), backend="reference")
-        results["out"].append(out.detach())
-        if problem.row.backward:
-            dqkv, dtable = torch.autograd.grad(out, (qkv, table), grad_out)
-            results["dqkv"].append(dqkv)
-            results["dtable"].append(dtable)
-    exact = {"out": torch.cat(results["out"])}
-    if problem.row.backward:
-        exact["dqkv"] = torch.cat(results["dqkv"])
-        exact["dtable"] = torch.stack(results["dtable"]).sum(0)
-    return exact
 
 
 def relative_error(got: Tensor, exact: Tensor) -> float:
@@ -94,14 +67,9 @@ def unequal(contender: str, found: dict[str, float], bound: dict[str, float]) ->
     ]
 
 
-def peer_bound(dtype_name: str, names: dict[str, float]) -> dict[str, float]:
-    return dict.fromkeys(names, EQUAL[dtype_name])
-
-
-def our_bound(dtype_name: str, eager: dict[str, float]) -> dict[str, float]:
+def our_bound(dtype: torch.dtype, yardstick: dict[str, float]) -> dict[str, float]:
     """The project's tolerance rule: twice the error of eager, plus the epsilon of the dtype."""
-    epsilon = torch.finfo(DTYPES[dtype_name]).eps
-    return {name: 2 * error + epsilon for name, error in eager.items()}
+    return {name: 2 * error + torch.finfo(dtype).eps for name, error in yardstick.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------- time

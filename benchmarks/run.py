@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a suite, shows its table and writes its JSON: `python -m benchmarks.run`; --quick takes about two minutes."""
+"""Runs a suite, shows its table and writes its JSON: `python -m benchmarks.run`; --quick takes some minutes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from pathlib import Path
 
 from .machine import ROOT, commit, result_path
 from .measure import ENVIRONMENT
-from .peers import FAMILIES
+from .suites import SUITES
 from .table import show
 
-#: suite -> (file that measures it, file of its results)
-SUITES = {"op": ("bench_window_attention.py", "window_attention.json")}
-
-QUICK_PEERS = ("eager", "sdpa", "compile")
-BUDGET, QUICK_BUDGET = 10.0, 1.5
+QUICK_BUDGET = 1.5
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--suite", choices=SUITES, default="op")
-    parser.add_argument("--quick", action="store_true", help="shifted first stages, few rounds: for tuning")
+    parser.add_argument("--quick", action="store_true", help="first stages, Swin-T, few rounds: for tuning")
     parser.add_argument("--rows", metavar="EXPR", help="only these rows: a -k expression of pytest, as 'b1 and bf16'")
-    parser.add_argument("--peers", help=f"families of peers by comma, of {','.join(FAMILIES)}; default all")
+    families = "; ".join(f"{name}: {','.join(suite.families)}" for name, suite in SUITES.items())
+    parser.add_argument("--peers", help=f"families of peers by comma, default all; {families}")
+    budgets = ", ".join(f"{name} {suite.budget:g}" for name, suite in SUITES.items())
     parser.add_argument(
-        "--budget", type=float, help=f"CPU seconds of timed rounds per row; default {BUDGET:g}, quick {QUICK_BUDGET:g}"
+        "--budget",
+        type=float,
+        help=f"CPU seconds of timed rounds per row; default: quick {QUICK_BUDGET:g}, otherwise {budgets}",
     )
     parser.add_argument("--backend", default="cpu", help="backend of swin_fast; default cpu")
     parser.add_argument(
@@ -39,18 +39,19 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--allow-dirty", action="store_true", help="write results of a tree with uncommitted changes")
     options = parser.parse_args(given)
-    unknown = set((options.peers or "").split(",")) - {"", *FAMILIES}
-    if unknown:
-        parser.error(f"--peers: got {', '.join(sorted(unknown))}, want some of {', '.join(FAMILIES)}")
-    if not set((options.peers or "eager").split(",")) >= {"eager"}:
-        parser.error("--peers: eager must be among them, its error is the yardstick for ours")
+    suite = SUITES[options.suite]
+    peers = set((options.peers or suite.yardstick).split(","))
+    if unknown := peers - {"", *suite.families}:
+        parser.error(f"--peers: got {', '.join(sorted(unknown))}, want some of {', '.join(suite.families)}")
+    if suite.yardstick not in peers:
+        parser.error(f"--peers: {suite.yardstick} must be among them, its error is the yardstick for ours")
     return options
 
 
 def target_of(options: argparse.Namespace) -> Path | None:
     """Where the result goes; None where a part of the rows or peers would overwrite the whole."""
     whole = not (options.quick or options.rows or options.peers)
-    return options.json or (ROOT / result_path("cpu", SUITES[options.suite][1]) if whole else None)
+    return options.json or (ROOT / result_path("cpu", SUITES[options.suite].results) if whole else None)
 
 
 def compact(value: object, indent: int = 0, width: int = 160) -> str:
@@ -67,17 +68,17 @@ def compact(value: object, indent: int = 0, width: int = 160) -> str:
 
 def main() -> int:
     options = arguments()
-    source, results = SUITES[options.suite]
+    suite = SUITES[options.suite]
     target = target_of(options)
     if target and commit()["dirty"] and not options.allow_dirty:
         print("The tree has uncommitted changes, so nobody could repeat this result: commit, or pass --allow-dirty.")
         return 2
 
-    peers = options.peers or ",".join(QUICK_PEERS if options.quick else FAMILIES)
-    budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
+    peers = options.peers or ",".join(suite.rivals if options.quick else suite.families)
+    budget = options.budget or (QUICK_BUDGET if options.quick else suite.budget)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / results
-        command = [sys.executable, "-m", "pytest", str(ROOT / "benchmarks" / source), "-q", "-s", "--no-header"]
+        path = Path(folder) / suite.results
+        command = [sys.executable, "-m", "pytest", str(ROOT / "benchmarks" / "bench.py"), "-q", "-s", "--no-header"]
         command += [
             "--rootdir",
             str(ROOT),
@@ -92,7 +93,12 @@ def main() -> int:
             "--benchmark-quiet",
         ]
         command += ["--benchmark-timer=time.process_time", "--benchmark-disable-gc", f"--benchmark-json={path}"]
-        command += [f"--backend={options.backend}", f"--peers={peers}", f"--budget={budget}"]
+        command += [
+            f"--suite={options.suite}",
+            f"--backend={options.backend}",
+            f"--peers={peers}",
+            f"--budget={budget}",
+        ]
         command += ["--quick"] if options.quick else []
         command += ["-k", options.rows] if options.rows else []
         # A new process: the allocator and OpenMP read their settings when a process starts.

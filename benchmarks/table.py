@@ -5,62 +5,68 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-HEADINGS: tuple[tuple[str, Literal["left", "right"]], ...] = (
-    ("case", "left"),
-    ("B", "right"),
-    ("dtype", "left"),
-    ("direction", "left"),
-    ("swin_fast ms", "right"),
-    ("eager", "right"),
-    ("sdpa", "right"),
-    ("compile", "right"),
-    ("best peer", "left"),
-    ("ratio", "right"),
-    ("bar", "right"),
-    ("met", "left"),
-    ("published", "right"),
-    ("cached", "right"),
-    ("timm order", "right"),
-    ("GFLOP/s", "right"),
-    ("% roof", "right"),
-)
+from .suites import SUITES, Suite
 
-LEGEND = """\
-ms of CPU time, one thread, minimum. ratio: the best of eager, sdpa and compile over swin_fast; published: the same
-without our own rearrangements of the peers. The columns cached (bias and mask expanded beforehand) and timm order (roll
-and partition before the QKV linear) are ratios, too, to peers that do less work or other work: benchmarks/README.md."""
+Info = dict[str, Any]
 
 
-def cells(info: dict[str, Any]) -> list[str]:
-    milliseconds, ratios = info["family_ms"], info["family_ratio"]
+@dataclass(frozen=True)
+class Column:
+    name: str
+    side: Literal["left", "right"]
+    cell: Callable[[Info], str]
 
-    def ms(family: str) -> str:
-        return f"{milliseconds[family]:.3f}" if family in milliseconds else "-"
 
-    def ratio(family: str) -> str:
-        return f"{ratios[family]:.2f}" if family in ratios else "-"
+def number(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
 
+
+def case(info: Info) -> str:
+    return f"{info['case']} shift {info['shift']}" if "shift" in info else info["case"]
+
+
+def bar(info: Info) -> str:
+    return "-" if info["bar"] is None else f"{info['bar']:g}"
+
+
+def met(info: Info) -> str:
+    return {None: "-", True: "yes", False: "NO"}[info["met"]]
+
+
+def of_family(family: str, table: str, decimals: int) -> Column:
+    return Column(family.replace("_", " "), "right", lambda info: number(info[table].get(family), decimals))
+
+
+def columns(suite: Suite) -> list[Column]:
+    """Times of the rivals; ratios to them, with the bar; ratios to those that do other work."""
+    ratio = Column("ratio", "right", lambda info: number(info["ratio"], 2))
+    found = [
+        Column("case", "left", case),
+        Column("B", "right", lambda info: str(info["batch"])),
+        Column("dtype", "left", lambda info: info["dtype"]),
+        Column("direction", "left", lambda info: info["direction"]),
+        Column("swin_fast ms", "right", lambda info: number(info["ms"], 3)),
+        *(of_family(family, "family_ms", 3) for family in suite.rivals),
+        Column("best peer", "left", lambda info: info["best_peer"]),
+        ratio,
+    ]
+    if suite.held_against != suite.rivals:
+        name = f"over {' or '.join(suite.held_against)}"
+        found.append(Column(name, "right", lambda info: number(info["held_ratio"], 2)))
+    if suite.barred:
+        found += [Column("bar", "right", bar), Column("met", "left", met)]
+    if suite.rearranged:
+        found.append(Column("published", "right", lambda info: number(info["ratio_published"], 2)))
     return [
-        f"{info['case']} shift {info['shift']}",
-        str(info["batch"]),
-        info["dtype"],
-        info["direction"],
-        f"{info['ms']:.3f}",
-        ms("eager"),
-        ms("sdpa"),
-        ms("compile"),
-        info["best_peer"],
-        f"{info['ratio']:.2f}",
-        "-" if info["bar"] is None else f"{info['bar']:g}",
-        {None: "-", True: "yes", False: "NO"}[info["met"]],
-        f"{info['ratio_published']:.2f}",
-        ratio("cached"),
-        ratio("timm_order"),
-        f"{info['gflops']:.0f}",
-        f"{info['percent_of_roof']:.0f}",
+        *found,
+        *(of_family(family, "family_ratio", 2) for family in suite.families if family not in suite.rivals),
+        Column("GFLOP/s", "right", lambda info: number(info["gflops"], 0)),
+        Column("% roof", "right", lambda info: number(info["percent_of_roof"], 0)),
     ]
 
 
@@ -84,36 +90,40 @@ def heading(result: dict[str, Any]) -> str:
 
 
 def show(result: dict[str, Any]) -> None:
-    rows = [cells(benchmark["extra_info"]) for benchmark in result["benchmarks"]]
-    bars = [benchmark["extra_info"]["met"] for benchmark in result["benchmarks"]]
-    bars = [met for met in bars if met is not None]
+    suite = SUITES[result.get("suite", "op")]  # older results are all the op's, and do not say so
+    shown = columns(suite)
+    infos = [benchmark["extra_info"] for benchmark in result["benchmarks"]]
+    rows = [[column.cell(info) for column in shown] for info in infos]
+    bars = [info["met"] for info in infos if info["met"] is not None]
     try:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
         print(heading(result))
-        show_plain(rows)
+        show_plain(shown, rows)
     else:
         console = Console(width=None if Console().is_terminal else 200, highlight=False)
         console.print(heading(result), markup=False)
         table = Table(*(), box=None, pad_edge=False)
-        for name, side in HEADINGS:
-            table.add_column(name, justify=side, no_wrap=True)
+        for column in shown:
+            table.add_column(column.name, justify=column.side, no_wrap=True)
         for row in rows:
             table.add_row(*row, style="red" if "NO" in row else None)
         console.print(table)
-    print(LEGEND)
-    print(f"bars met: {sum(bars)} of {len(bars)}")
+    print(suite.legend)
+    if suite.barred:
+        print(f"bars met: {sum(bars)} of {len(bars)}")
 
 
-def show_plain(rows: list[list[str]]) -> None:
-    lines = [[name for name, _ in HEADINGS], *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+def show_plain(shown: list[Column], rows: list[list[str]]) -> None:
+    lines = [[column.name for column in shown], *rows]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     for line in lines:
-        columns = zip(line, widths, HEADINGS, strict=True)
-        print(
-            "  ".join(text.rjust(width) if side == "right" else text.ljust(width) for text, width, (_, side) in columns)
-        )
+        cells = [
+            text.rjust(width) if column.side == "right" else text.ljust(width)
+            for text, width, column in zip(line, widths, shown, strict=True)
+        ]
+        print("  ".join(cells))
 
 
 def main() -> None:

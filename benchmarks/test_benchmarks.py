@@ -5,85 +5,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from .cases import DTYPES, ROWS, Row, Stage
-from .conftest import measured_on, time_left
+from . import conftest
+from .bench import rounded, summary
+from .conftest import measured_on, outcome, time_left
 from .machine import ROOT, commit, device_slug
-from .measure import Clocked, champions, errors, exact_results, our_bound, peer_bound, relative_error, unequal
-from .peers import FAMILIES, Contender, Problem, ours, peers
+from .measure import Clocked, champions, relative_error, unequal
+from .rows import Row
 from .run import arguments, compact, target_of
-from .table import HEADINGS, cells, show
+from .suites import SUITES, Suite
+from .table import columns, show
 
-TOY = Stage("toy", 12, 2, 4, 2, head_dim=8)
-UNSHIFTED = Stage("toy", 8, 2, 4, 0, head_dim=8)
-
-
-@pytest.fixture(params=DTYPES)
-def problem(request: pytest.FixtureRequest) -> Problem:
-    return Problem(Row(TOY, 2, request.param, "fwd+bwd"))
-
-
-def faults(contender: Contender) -> list[str]:
-    row = contender.problem.row
-    found = errors(contender, exact_results(contender.problem))
-    return unequal(contender.name, found, peer_bound(row.dtype_name, found))
-
-
-def uncompiled(problem: Problem) -> list[Contender]:
-    return [contender for contender in peers(problem) if not contender.name.startswith("compile")]
-
-
-@pytest.mark.parametrize("direction", ["fwd", "fwd+bwd"])
-@pytest.mark.parametrize("stage", [TOY, UNSHIFTED], ids=["shifted", "unshifted"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_peer_is_equal(stage: Stage, dtype: str, direction: str) -> None:
-    problem = Problem(Row(stage, 2, dtype, direction))
-    for contender in uncompiled(problem):
-        assert not faults(contender), contender.name
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_compiled_peer_is_equal(dtype: str) -> None:
-    problem = Problem(Row(TOY, 1, dtype, "fwd+bwd"))
-    (contender,) = (contender for contender in peers(problem) if contender.name == "compile_eager_packed")
-    assert not faults(contender)
-
-
-def test_ours_is_within_the_tolerance_rule(problem: Problem) -> None:
-    exact = exact_results(problem)
-    eager = errors(uncompiled(problem)[0], exact)
-    assert not unequal("ours", errors(ours(problem, "reference"), exact), our_bound(problem.row.dtype_name, eager))
-
-
-def without_mask(p: Problem, qkv: Tensor, table: Tensor) -> Tensor:
-    q, k, v = p.split(qkv)
-    return p.merge(((q * p.hd**-0.5) @ k.mT + p.bias(table)).softmax(-1) @ v)
-
-
-def with_transposed_bias(p: Problem, qkv: Tensor, table: Tensor) -> Tensor:
-    return p.eager(qkv, table.flip(0))[0]
-
-
-def without_roll_back(p: Problem, qkv: Tensor, table: Tensor) -> Tensor:
-    return torch.roll(p.eager(qkv, table)[0], (-p.s, -p.s), (1, 2))
-
-
-def with_one_nan(p: Problem, qkv: Tensor, table: Tensor) -> Tensor:
-    out = p.eager(qkv, table)[0].clone()
-    out[-1, -1, -1, -1] = math.nan
-    return out
-
-
-@pytest.mark.parametrize("fault", [without_mask, with_transposed_bias, without_roll_back, with_one_nan])
-def test_a_wrong_peer_is_found(problem: Problem, fault: Callable[[Problem, Tensor, Tensor], Tensor]) -> None:
-    wrong = Contender("wrong", "eager", lambda qkv, table: (fault(problem, qkv, table),), problem)
-    assert any("out" in sentence for sentence in faults(wrong))
+CEILINGS = {"matmul_fp32_gflops": 100.0, "matmul_bf16_gflops": 200.0, "copy_gb_per_s": 10.0}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -98,13 +37,91 @@ def test_a_gradient_of_another_shape_is_not_equal() -> None:
     assert relative_error(torch.ones(1), torch.ones(3, dtype=torch.float64)) == math.inf
 
 
-def test_rows() -> None:
-    assert len({row.id for row in ROWS}) == len(ROWS) == 48
-    assert sum(row.bar is not None for row in ROWS) == 16
-    assert sum(row.quick for row in ROWS) == 12
-    row = next(row for row in ROWS if row.id == "swin_t_s1-shift3-b1-fp32-fwd+bwd")
+def row_of(suite: str, name: str) -> Row:
+    (row,) = (row for row in SUITES[suite].rows if row.id == name)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("suite", "rows", "barred", "quick"), [("op", 48, 16, 12), ("block", 48, 48, 16), ("model", 18, 0, 4)]
+)
+def test_rows(suite: str, rows: int, barred: int, quick: int) -> None:
+    found = SUITES[suite].rows
+    assert len({row.id for row in found}) == len(found) == rows
+    assert sum(row.bar is not None for row in found) == barred
+    assert sum(row.quick for row in found) == quick
+
+
+def test_flops_and_bytes_of_the_op() -> None:
+    row = row_of("op", "swin_t_s1-shift3-b1-fp32-fwd+bwd")
     assert row.flops == 3.5 * 64 * 3 * 2 * (2 * 49 * 49 * 32)
     assert row.bytes == 11 * 56 * 56 * 96 * 4
+
+
+def test_flops_of_a_block() -> None:
+    linears = 56 * 56 * 2 * (96 * 288 + 96 * 96 + 96 * 384 + 384 * 96)
+    attention = 64 * 3 * 2 * (2 * 49 * 49 * 32)
+    assert row_of("block", "swin_t_s1-shift3-b1-fp32-fwd").flops == linears + attention
+    assert row_of("block", "swin_t_s1-shift3-b8-bf16-fwd+bwd").flops == 8 * (3 * linears + 3.5 * attention)
+
+
+def test_flops_of_a_model() -> None:
+    """torchvision's documentation states 4.491 G multiply-adds for Swin-T, 5.94 for V2-T."""
+    assert row_of("model", "swin_t-224x224-b1-fp32-fwd").flops == pytest.approx(2 * 4.491e9, rel=0.01)
+    assert row_of("model", "swinv2_t-256x256-b8-fp32-fwd").flops == pytest.approx(8 * 2 * 5.94e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("row", "bar"),
+    [
+        ("swin_t_s1-shift3-b8-fp32-fwd", 1.2),
+        ("swin_t_s1-shift3-b8-bf16-fwd", 1.3),
+        ("swin_t_s1-shift3-b8-fp32-fwd+bwd", 1.2),
+        ("swin_t_s1-shift3-b8-bf16-fwd+bwd", 1.2),
+        ("swin_t_s1-shift3-b1-bf16-fwd", 1.0),
+        ("swin_t_s1-shift0-b8-bf16-fwd", 1.0),
+        ("swin_t_s4-shift0-b8-fp32-fwd+bwd", 1.0),
+        ("swinv2_t_s1-shift4-b8-fp32-fwd", 1.0),
+    ],
+)
+def test_bars_of_blocks(row: str, bar: float) -> None:
+    assert row_of("block", row).bar == bar
+
+
+def peer(family: str, ms: float, ours: float) -> dict[str, Any]:
+    return {"family": family, "published": True, "ms": ms, "ratio": round(ms / ours, 3)}
+
+
+@pytest.mark.parametrize(("timm", "met"), [(1.19, False), (1.2, True)])
+def test_the_bar_of_a_block_means_timm_as_it_comes(timm: float, met: bool) -> None:
+    row = row_of("block", "swin_t_s1-shift3-b8-fp32-fwd")
+    per_peer = {"timm": peer("timm", timm, 1.0), "timm_compile": peer("timm_compile", 1.1, 1.0)}
+    info = summary(row, SUITES["block"], 1e-3, per_peer, CEILINGS)
+    assert (info["held_against"], info["held_ratio"], info["met"]) == ("timm", timm, met)
+    assert (info["best_peer"], info["ratio"]) == ("timm_compile", 1.1)
+    assert info["percent_of_roof"] == info["percent_of_matmul"] == round(100 * row.flops / 100e9 / 1e-3, 1)
+    said = outcome({**info, "ms": 1.0})
+    assert said == f"1.000 ms, 1.10x over timm_compile, {timm:.2f}x over timm, bar 1.2 {'met' if met else 'MISSED'}"
+
+
+def test_the_bar_of_the_op_means_the_best_peer() -> None:
+    row = row_of("op", "swin_t_s1-shift3-b8-fp32-fwd")
+    per_peer = {"eager": peer("eager", 4.0, 1.0), "sdpa": peer("sdpa", 2.9, 1.0), "cached": peer("cached", 2.0, 1.0)}
+    info = summary(row, SUITES["op"], 1e-3, per_peer, CEILINGS)
+    assert (info["best_peer"], info["held_against"], info["met"]) == ("sdpa", "sdpa", False)
+    assert outcome({**info, "ms": 1.0}) == "1.000 ms, 2.90x over sdpa, bar 3 MISSED"
+
+
+def test_a_row_without_the_peer_that_others_are_held_against() -> None:
+    row = row_of("model", "swin_t_dense-480x640-b1-fp32-fwd")
+    info = summary(row, SUITES["model"], 1.0, {"torchvision": peer("torchvision", 1500.0, 1000.0)}, CEILINGS)
+    assert (info["held_against"], info["met"], info["ratio"]) == (None, None, 1.5)
+    assert outcome({**info, "ms": 1000.0}) == "1000.000 ms, 1.50x over torchvision"
+
+
+def test_the_result_keeps_the_largest_errors() -> None:
+    errors = {"a": 0.1, "out": 1e-6, "b": 0.34567, "c": 0.2}
+    assert rounded(errors) == {"out": 1e-6, "b": 0.35, "c": 0.2}
 
 
 def test_champions_are_the_fastest_of_each_group() -> None:
@@ -141,20 +158,54 @@ def test_commit_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert commit() == {"id": "abc", "dirty": False}
 
 
-@pytest.mark.parametrize("given", ["", "--budget 2", "--allow-dirty"])
-def test_all_rows_and_peers_write_the_result_of_the_device(given: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "file"),
+    [
+        ("", "window_attention.json"),
+        ("--budget 2", "window_attention.json"),
+        ("--allow-dirty", "window_attention.json"),
+        ("--suite op", "window_attention.json"),
+        ("--suite block", "block.json"),
+        ("--suite model", "model.json"),
+    ],
+)
+def test_all_rows_and_peers_write_the_result_of_the_device(given: str, file: str) -> None:
     target = target_of(arguments(given.split()))
     assert target is not None
     assert target.relative_to(ROOT).parts[:2] == ("benchmarks", "results")
+    assert target.name == file
 
 
-@pytest.mark.parametrize("given", ["--quick", "--rows b1", "--peers eager,sdpa", "--quick --budget 2"])
+@pytest.mark.parametrize(
+    "given", ["--quick", "--rows b1", "--peers eager,sdpa", "--quick --budget 2", "--suite block --peers timm"]
+)
 def test_a_part_is_written_only_where_asked(given: str) -> None:
     assert target_of(arguments(given.split())) is None
     assert target_of(arguments([*given.split(), "--json", "part.json"])) == Path("part.json")
 
 
-def test_the_result_tells_its_budget(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("--peers sdpa", "eager must be among them"),
+        ("--peers eager,timm", "got timm, want some of eager"),
+        ("--suite block --peers torchvision", "timm must be among them"),
+        ("--suite model --peers timm,eager", "got eager, want some of timm"),
+    ],
+)
+def test_peers_of_another_suite_are_refused(given: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments(given.split())
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("suite", "budget"), [("op", 10.0), ("block", 10.0), ("model", 20.0)])
+def test_the_result_tells_its_budget(
+    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, suite: str, budget: float
+) -> None:
+    monkeypatch.setattr(conftest, "machine_info", dict)
+    monkeypatch.setattr(pytestconfig.option, "suite", suite)
+    assert measured_on(pytestconfig)["budget_s"] == budget
     monkeypatch.setattr(pytestconfig.option, "budget", 2.0)
     assert measured_on(pytestconfig)["budget_s"] == 2.0
 
@@ -171,26 +222,8 @@ def test_compact_json_says_the_same() -> None:
         assert json.loads(compact(value, width=width)) == value
 
 
-def test_table(capsys: pytest.CaptureFixture[str]) -> None:
-    info = {
-        "case": "toy",
-        "shift": 2,
-        "batch": 1,
-        "dtype": "fp32",
-        "direction": "fwd",
-        "ms": 1.0,
-        "family_ms": {"eager": 2.0},
-        "family_ratio": dict.fromkeys(FAMILIES, 2.0),
-        "best_peer": "eager",
-        "ratio": 2.0,
-        "bar": 3.0,
-        "met": False,
-        "ratio_published": 2.0,
-        "gflops": 1.0,
-        "percent_of_roof": 50.0,
-    }
-    assert len(cells(info)) == len(HEADINGS)
-    result = {
+def result_of(infos: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {
         "datetime": "2000-01-01",
         "commit_info": {"id": "abc", "dirty": False},
         "machine_info": {
@@ -203,9 +236,56 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
             "budget_s": 2.0,
             "load_average": [1.0, 1.0],
         },
-        "benchmarks": [{"extra_info": info}],
+        "benchmarks": [{"extra_info": info} for info in infos],
+        **more,
     }
-    show(result)
+
+
+def headings(suite: Suite) -> list[str]:
+    return [column.name for column in columns(suite)]
+
+
+def test_headings() -> None:
+    start, end = ["case", "B", "dtype", "direction", "swin_fast ms"], ["GFLOP/s", "% roof"]
+    op = ["eager", "sdpa", "compile", "best peer", "ratio", "bar", "met", "published", "cached", "timm order"]
+    assert headings(SUITES["op"]) == [*start, *op, *end]
+    peers = ["timm", "timm sdpa", "timm compile", "torchvision", "best peer", "ratio", "over timm"]
+    assert headings(SUITES["block"]) == [*start, *peers, "bar", "met", *end]
+    assert headings(SUITES["model"]) == [*start, *peers, *end]
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["rich", "plain"])
+@pytest.mark.parametrize("name", SUITES)
+def test_table(name: str, plain: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if plain:
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    suite = SUITES[name]
+    per_peer = {suite.yardstick: peer(suite.yardstick, 1.1, 1.0)}
+    infos = [{**summary(row, suite, 1e-3, per_peer, CEILINGS), "ms": 1.0} for row in suite.rows if row.batch == 8]
+    show(result_of(infos, suite=name))
     text = capsys.readouterr().out
-    assert "bars met: 0 of 1" in text
+    assert all(heading in text for heading in headings(suite))
     assert "budget 2 s per row" in text
+    bars = [info["bar"] for info in infos if info["bar"] is not None]
+    assert ("bars met" in text) == bool(bars)
+    if bars:
+        assert f"bars met: {sum(bar <= 1.1 for bar in bars)} of {len(bars)}" in text
+
+
+def test_the_table_of_a_result_that_does_not_name_its_suite(capsys: pytest.CaptureFixture[str]) -> None:
+    info = summary(SUITES["op"].rows[0], SUITES["op"], 1e-3, {"eager": peer("eager", 2.0, 1.0)}, CEILINGS)
+    show(result_of([{**info, "ms": 1.0}]))
+    assert "timm order" in capsys.readouterr().out
+
+
+def test_the_tables_of_the_results_in_this_repository(capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (ROOT / "benchmarks" / "results").glob("*/*.json"):
+        result = json.loads(path.read_text())
+        assert SUITES[result.get("suite", "op")].results == path.name
+        show(result)
+        assert result["benchmarks"][0]["extra_info"]["case"] in capsys.readouterr().out
+
+
+def test_every_suite_has_its_own_file() -> None:
+    files = [suite.results for suite in SUITES.values()]
+    assert len(set(files)) == len(files)

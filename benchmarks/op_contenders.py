@@ -14,7 +14,7 @@ is what swin_fast would replace in a timm model. As its inputs differ, it is mea
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -22,20 +22,20 @@ from torch import Tensor
 
 import swin_fast
 
-from .cases import Row
+from .contenders import Contender
+from .op_rows import OpRow
 
 Function = Callable[..., tuple[Tensor, ...]]
-
-#: Columns of the result; the first three do the same work on the same inputs: "the best peer" is one of them.
-RIVALS = ("eager", "sdpa", "compile")
-FAMILIES = (*RIVALS, "cached", "timm_order")
 
 
 class Problem:
     """The tensors of one row. Inputs are standard normal, never zeros."""
 
-    def __init__(self, row: Row, seed: int = 0) -> None:
-        stage = row.stage
+    yardstick = "eager"
+    sums: tuple[str, ...] = ()  # the table's gradient is one, and is held to the same as all others
+
+    def __init__(self, row: OpRow, seed: int = 0) -> None:
+        stage = row.case
         self.row = row
         self.B, self.H, self.w, self.s = row.batch, stage.size, stage.window, stage.shift
         self.nH, self.hd, self.N, self.nW = stage.heads, stage.head_dim, stage.tokens, stage.windows
@@ -58,6 +58,63 @@ class Problem:
         self.mask = shift_mask(self.H, self.w, self.s).to(row.dtype) if self.s else None
         with torch.no_grad():
             self.cached_bias = self.add_mask(self.bias(self.table)).contiguous()
+
+    # ------------------------------------------------------------------------------------------ what every suite has
+
+    def exact(self) -> dict[str, Tensor]:
+        """Output and gradients in float64 from swin_fast's reference, image by image to keep the scores small."""
+        table = self.table.double().requires_grad_()
+        results: dict[str, list[Tensor]] = {"out": [], "dqkv": [], "dtable": []}
+        for qkv, grad_out in zip(self.qkv.double().split(1), self.grad_out.double().split(1), strict=True):
+            qkv = qkv.clone().requires_grad_()
+            (out,) = self.swin_fast(qkv, table, "reference")
+            results["out"].append(out.detach())
+            if self.row.backward:
+                dqkv, dtable = torch.autograd.grad(out, (qkv, table), grad_out)
+                results["dqkv"].append(dqkv)
+                results["dtable"].append(dtable)
+        exact = {"out": torch.cat(results["out"])}
+        if self.row.backward:
+            exact["dqkv"] = torch.cat(results["dqkv"])
+            exact["dtable"] = torch.stack(results["dtable"]).sum(0)
+        return exact
+
+    def ours(self, backend: str | None) -> OpContender:
+        def function(qkv: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+            return self.swin_fast(qkv, table, backend)
+
+        return OpContender("swin_fast", "swin_fast", function, self)
+
+    def peers(self, families: tuple[str, ...]) -> list[Contender]:
+        """Several to a family: which is the fastest changes with shape, dtype and direction."""
+        torch._dynamo.reset()
+
+        def compiled(function: Function) -> Function:
+            return torch.compile(function, dynamic=False)
+
+        def rearranged(name: str, family: str, function: Function) -> OpContender:
+            return OpContender(name, family, function, self, published=False)
+
+        def in_timm_order(name: str, function: Function) -> OpContender:
+            return OpContender(name, "timm_order", function, self, order="window")
+
+        found = [
+            OpContender("eager", "eager", self.eager, self),
+            OpContender("sdpa", "sdpa", self.sdpa, self),
+            OpContender("compile_eager", "compile", compiled(self.eager), self),
+            OpContender("compile_sdpa", "compile", compiled(self.sdpa), self),
+            rearranged("eager_packed", "eager", self.eager_packed),
+            rearranged("sdpa_shared_mask", "sdpa", self.sdpa_shared_mask),
+            rearranged("compile_eager_packed", "compile", compiled(self.eager_packed)),
+            rearranged("compile_sdpa_shared_mask", "compile", compiled(self.sdpa_shared_mask)),
+            in_timm_order("timm_eager", self.timm_eager),
+            in_timm_order("timm_sdpa", self.timm_sdpa),
+            in_timm_order("compile_timm_sdpa", compiled(self.timm_sdpa)),
+        ]
+        if not self.row.backward:  # in training the bias changes with each step: nothing to cache
+            found.append(OpContender("sdpa_cached", "cached", self.sdpa_cached, self))
+            found.append(OpContender("compile_sdpa_cached", "cached", compiled(self.sdpa_cached), self))
+        return [contender for contender in found if contender.family in families]
 
     # ----------------------------------------------------------------------------------------- steps, as timm has them
 
@@ -181,19 +238,12 @@ def window_reverse(windows: Tensor, w: int, size: int) -> Tensor:  # (B*nW, N, c
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One function and its inputs.
+class OpContender(Contender):
+    """One function and its inputs; `order` tells what the inputs and outputs are, see the top of this file."""
 
-    `published`: arranged as timm (and Microsoft) run it, compiled or not; else rearranged by us to be faster.
-    `order` tells what the inputs and outputs are, see the top of this file.
-    """
-
-    name: str
-    family: str
     function: Function
     problem: Problem
-    published: bool = True
-    order: str = "image"
+    order: str = field(default="image", kw_only=True)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -233,48 +283,3 @@ class Contender:
             dqkv = window_reverse(dqkv, problem.w, problem.H)
             dqkv = torch.roll(dqkv, (problem.s, problem.s), (1, 2)).view_as(problem.qkv)
         return {"out": outputs[-1].detach(), "dqkv": dqkv, "dtable": dtable}
-
-
-def ours(problem: Problem, backend: str | None) -> Contender:
-    def function(qkv: Tensor, table: Tensor) -> tuple[Tensor, ...]:
-        return problem.swin_fast(qkv, table, backend)
-
-    return Contender("swin_fast", "swin_fast", function, problem)
-
-
-def peers(problem: Problem, families: tuple[str, ...] = FAMILIES) -> list[Contender]:
-    """All peers of a row, several to a family: which is the fastest changes with shape, dtype and direction.
-
-    The state of torch.compile is reset here, so that each row compiles afresh: past its recompile limit it would
-    silently run eager instead.
-    """
-    torch._dynamo.reset()
-
-    def compiled(function: Function) -> Function:
-        return torch.compile(function, dynamic=False)
-
-    p = problem
-
-    def rearranged(name: str, family: str, function: Function) -> Contender:
-        return Contender(name, family, function, p, published=False)
-
-    def in_timm_order(name: str, function: Function) -> Contender:
-        return Contender(name, "timm_order", function, p, order="window")
-
-    found = [
-        Contender("eager", "eager", p.eager, p),
-        Contender("sdpa", "sdpa", p.sdpa, p),
-        Contender("compile_eager", "compile", compiled(p.eager), p),
-        Contender("compile_sdpa", "compile", compiled(p.sdpa), p),
-        rearranged("eager_packed", "eager", p.eager_packed),
-        rearranged("sdpa_shared_mask", "sdpa", p.sdpa_shared_mask),
-        rearranged("compile_eager_packed", "compile", compiled(p.eager_packed)),
-        rearranged("compile_sdpa_shared_mask", "compile", compiled(p.sdpa_shared_mask)),
-        in_timm_order("timm_eager", p.timm_eager),
-        in_timm_order("timm_sdpa", p.timm_sdpa),
-        in_timm_order("compile_timm_sdpa", compiled(p.timm_sdpa)),
-    ]
-    if not p.row.backward:  # in training the bias changes with each step: nothing to cache
-        found.append(Contender("sdpa_cached", "cached", p.sdpa_cached, p))
-        found.append(Contender("compile_sdpa_cached", "cached", compiled(p.sdpa_cached), p))
-    return [contender for contender in found if contender.family in families]
