@@ -52,7 +52,7 @@ def test_the_twin_is_plain_pytorch(kind: type[SwinTransformer], monkeypatch: pyt
     twin = eager.eager_twin(model)
     monkeypatch.setattr("swin_fast.linear.functional_linear", refuse)
     monkeypatch.setattr("swin_fast.attention.functional_linear", refuse)
-    monkeypatch.setattr("swin_fast.linear._pointwise", refuse)
+    monkeypatch.setattr("swin_fast.linear._product", refuse)
     monkeypatch.setattr("swin_fast.attention.window_attention", refuse)
     image = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():

@@ -53,7 +53,10 @@ def problem(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=DTYPE_IDS.get)
-@pytest.mark.parametrize(("rows", "dim", "out"), [(6, 32, 64), (4096, 32, 96), (512, 96, 384), (512, 384, 96)])
+@pytest.mark.parametrize(
+    ("rows", "dim", "out"),
+    [(6, 32, 64), (4096, 32, 96), (512, 96, 384), (512, 384, 96), (512, 192, 768), (512, 1536, 192)],
+)
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_results_and_gradients_are_as_exact_as_pytorchs(
     rows: int, dim: int, out: int, has_bias: bool, dtype: torch.dtype

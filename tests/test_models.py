@@ -453,7 +453,7 @@ def test_what_upstream_does_not_decay() -> None:
 
 
 def test_the_matcher_groups_parameters_by_depth() -> None:
-    pytest.importorskip("peers", reason="timm reads the matcher, and needs torchvision, which is not installed")
+    pytest.importorskip("benchmarks.peer_imports", reason="timm needs torchvision, which is missing")
     group_parameters = pytest.importorskip("timm.models", reason="timm is not installed").group_parameters
 
     model = small(ape=True)

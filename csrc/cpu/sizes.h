@@ -48,7 +48,7 @@ struct Sizes {
   // Vectors that hold a row of scores, but for a lone column, and columns in the last of them.
   SWIN_FAST_INLINE int vectors() const { return (product_n() + kWidth - 1) / kWidth; }
   SWIN_FAST_INLINE int last_columns() const { return product_n() - (vectors() - 1) * kWidth; }
-  static constexpr int kMaxVectors = ((kN ? kProductN : kMaxWindowArea) + kWidth - 1) / kWidth;
+  static constexpr int kVectors = (kProductN + kWidth - 1) / kWidth;  // of a static N
 };
 
 // Calls f(0), f(1), ... f(count - 1); unrolled where the count is known at compile time, kCount.

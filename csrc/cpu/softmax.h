@@ -42,7 +42,7 @@ SWIN_FAST_INLINE auto product_rows(const Size& size, int i0, int m, const float*
   if constexpr (Size::kLone)
     dot_column<Product, Size::kRowBlock>(steps, a + i0 * ld, ld, b + (size.n() - 1) * ld, lone);
   if constexpr (Size::kTileRows > 0) {
-    RegisterRows<Size::kTileRows, Size::kMaxVectors> rows;
+    RegisterRows<Size::kTileRows, Size::kVectors> rows;
     clear(rows.x);
     multiply<Product>(rows.x, steps, a + i0 * ld, ld, 1, bt, columns);
     return rows;

@@ -32,7 +32,6 @@ struct WindowTokens {
   const char** dout;  // the same in grad_out; unused forward
   int32_t* region;    // shift region, up to a multiple of kColumnPad
   bool border;        // more than one region
-  bool padded;        // some token is padding
 
   void take(Arena& arena, int n, int columns) {
     row = arena.take<int64_t>(n);
@@ -73,7 +72,6 @@ struct WindowWalk {
     const int64_t size = element_size(p->dtype);
     const char* qkv = static_cast<const char*>(p->qkv);
     tokens.border = axis_y.has_border(wy) || axis_x.has_border(wx);
-    tokens.padded = false;
     for (int i = 0, n = 0; i < Wh; i++) {
       const int64_t gy = wy * Wh + i, y = axis_y.pixel(gy);
       const int32_t region_y = axis_y.region(gy);
@@ -81,7 +79,6 @@ struct WindowWalk {
         const int64_t gx = wx * Ww + j, x = y < 0 ? -1 : axis_x.pixel(gx);
         tokens.region[n] = combine_regions(region_y, axis_x.region(gx));
         const bool real = x >= 0;
-        tokens.padded |= !real;
         tokens.row[n] = real ? token_offset(b, y, x, p->H * p->W, p->W, 1) : -1;
         tokens.qkv[n] =
             real ? qkv + size * token_offset(b, y, x, p->qkv_stride[0], p->qkv_stride[1], p->qkv_stride[2]) : nullptr;
