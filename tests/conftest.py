@@ -30,6 +30,8 @@ if unknown := set(REQUIRED) - set(dispatch.BACKENDS):
 
 #: What the tests run over.
 BACKENDS = tuple(dict.fromkeys((*ops.OVERLOADS, *REQUIRED)))
+#: Those with kernels of ours: what takes minutes runs over them alone.
+KERNELS = tuple(name for name in BACKENDS if name != "reference")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import swin_fast
 from cases import FORWARD_FLOAT64, epsilon
 from comparison import check, compare
-from conftest import BACKENDS
+from conftest import KERNELS
 from peer_models import (
     TINY,
     PeerCase,
@@ -72,7 +72,7 @@ def test_float64_is_exact(case: PeerCase) -> None:
     check_pair(case, torch.float64, "reference")
 
 
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("backend", KERNELS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=by_id)
 @pytest.mark.parametrize("case", SMALL, ids=by_id)
 def test_errors_are_those_of_timm(case: PeerCase, dtype: torch.dtype, backend: str, device: str) -> None:
@@ -80,7 +80,7 @@ def test_errors_are_those_of_timm(case: PeerCase, dtype: torch.dtype, backend: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("backend", KERNELS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=by_id)
 @pytest.mark.parametrize("case", [V1[0], V1[3], V1[4], FULL[0]], ids=by_id)
 def test_errors_of_larger_models_are_those_of_timm(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import BACKENDS
+from conftest import KERNELS
 from peer_models import TINY, PeerCase, by_id, check_outputs, check_pair, make_pair
 
 CASES = (
@@ -28,7 +28,7 @@ def test_float64_is_exact(case: PeerCase) -> None:
     check_pair(case, torch.float64, "reference")
 
 
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("backend", KERNELS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=by_id)
 @pytest.mark.parametrize("case", SMALL, ids=by_id)
 def test_errors_are_those_of_transformers(case: PeerCase, dtype: torch.dtype, backend: str, device: str) -> None:
