@@ -100,6 +100,11 @@ def by_id(value: object) -> str | None:
     return DTYPE_IDS[value] if isinstance(value, torch.dtype) else str(value) if isinstance(value, PeerCase) else None
 
 
+def slow(cases: tuple[PeerCase, ...]) -> tuple[Any, ...]:
+    """The same, left to `make check`."""
+    return tuple(pytest.param(case, marks=pytest.mark.slow) for case in cases)
+
+
 # --------------------------------------------------------------------------------------------------------- the models
 
 

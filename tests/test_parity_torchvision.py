@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import KERNELS
-from peer_models import TINY, PeerCase, build_ours, build_peer, by_id, check_outputs, check_pair, make_pair
+from peer_models import TINY, PeerCase, build_ours, build_peer, by_id, check_outputs, check_pair, make_pair, slow
 
 CASES = (
     PeerCase("torchvision", 224, 224),
@@ -30,7 +30,7 @@ FULL = (
 )
 
 
-@pytest.mark.parametrize("case", CASES + SMALL + FULL, ids=by_id)
+@pytest.mark.parametrize("case", CASES + SMALL + slow(FULL), ids=by_id)
 def test_float64_is_exact(case: PeerCase) -> None:
     check_pair(case, torch.float64, "reference")
 

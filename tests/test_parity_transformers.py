@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import KERNELS
-from peer_models import TINY, PeerCase, by_id, check_outputs, check_pair, make_pair
+from peer_models import TINY, PeerCase, by_id, check_outputs, check_pair, make_pair, slow
 
 CASES = (
     PeerCase("transformers", 224, 224),
@@ -23,7 +23,7 @@ SMALL = (
 FULL = (PeerCase("transformers", 224, 224, **TINY),)
 
 
-@pytest.mark.parametrize("case", CASES + SMALL + FULL, ids=by_id)
+@pytest.mark.parametrize("case", CASES + SMALL + slow(FULL), ids=by_id)
 def test_float64_is_exact(case: PeerCase) -> None:
     check_pair(case, torch.float64, "reference")
 
