@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-#   make demo     two Swin blocks over a photograph: parity, time per backend, and swin_fast_demo.png
+#   make demo     a whole Swin-T over a photograph: parity, time per backend, and swin_fast_demo.png
 #   make test     the tests
 #   make check    make test, then the slow ones: sanitizers, planted bugs
 #   make lint     ruff, mypy --strict, clang-format
