@@ -245,6 +245,7 @@ def test_pure_wheel(copy: Path, tmp_path: Path) -> None:
     assert "Requires-Dist: torch>=2.10\n" in metadata
 
 
+@pytest.mark.slow  # it compiles everything once more: 85 s
 def test_native_wheel_serves_every_python_and_runs(
     library: Path, objects: Path, tmp_path: Path, run_script: Callable[..., str]
 ) -> None:
