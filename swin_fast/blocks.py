@@ -145,11 +145,9 @@ class SwinTransformerBlock(nn.Module):
         return window, shift
 
     def _fit(self, resolution: Pair | None, window: Pair, shift: Pair, always_partition: bool) -> tuple[Pair, Pair]:
-        return (
-            (window, shift)
-            if resolution is None
-            else fit_window(self.geometry, resolution, window, shift, always_partition)
-        )
+        if resolution is None:
+            return window, shift
+        return fit_window(self.geometry, resolution, window, shift, always_partition)
 
     def set_input_size(
         self,

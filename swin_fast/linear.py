@@ -2,8 +2,8 @@
 """Linear layers on a CPU, by the oneDNN operator that torch.compile uses there.
 
 `module(x)` goes to MKL in float32, and in bfloat16 adds the bias in a pass of its own; the operator does neither.
-Measured on one Zen4 core with the Linears of Swin-T's first stage, batch 8: forward 1.13 to 1.3 times as fast in
-float32 and 1.05 to 1.12 in bfloat16; the gradient of the input 1.2 to 1.35 times in float32, equal in bfloat16.
+Measured on one Zen4 core with the Linears of Swin-T's first stage that it takes, batch 8: forward 1.08 to 1.13 times as
+fast in float32 and 1.04 to 1.12 in bfloat16; the gradient of the input 1.15 to 1.2 times in float32, equal in bfloat16.
 
 Its epilogue for the GELU is left alone: 2 to 4 % in float32, but 6 % slower in bfloat16. Weights are not packed: that
 would be a copy to keep up to date. The operator is private to PyTorch and knows neither hooks nor transforms: whatever

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import BasicLayer, BasicLayerV2
-from .geometry import Pair, check_geometry, pair, stage_maps, window_per_stage
+from .geometry import FIXED, Pair, check_geometry, pair, stage_maps, window_per_stage
 from .layers import NormLayer, PatchEmbed, PatchMerging, PatchMergingV2, probability
 
 __all__ = ["SwinTransformer", "SwinTransformerV2"]
@@ -310,7 +310,7 @@ class SwinTransformer(nn.Module):
         if self.absolute_pos_embed is not None:
             size = (x.shape[1], x.shape[2])
             embedding = self.absolute_pos_embed.view(1, *self._ape_map, -1)
-            if self.geometry in ("torchvision", "dense") or self._ape_map != size:
+            if self.geometry not in FIXED or self._ape_map != size:
                 embedding = _resized(embedding, size)
             x = x + embedding
         out: Tensor = self.pos_drop(x)
