@@ -7,10 +7,8 @@ from torch import nn
 
 import swin_fast
 
-from .block_rows import BlockRow
+from .cases import BlockRow, Stage
 from .module_contenders import ModuleProblem
-from .peer_imports import timm, torchvision
-from .rows import Stage
 
 
 class Problem(ModuleProblem):
@@ -19,16 +17,20 @@ class Problem(ModuleProblem):
     row: BlockRow
     input_gradient = True
 
-    def __init__(self, row: BlockRow, seed: int = 0) -> None:
-        super().__init__(row, ("timm", "torchvision"), seed)
+    def __init__(self, row: BlockRow, device: str = "cpu", seed: int = 0) -> None:
+        super().__init__(row, ("timm", "torchvision", "transformers"), device, seed)
 
-    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def shapes(self) -> list[tuple[int, ...]]:
         stage = self.row.case
-        shape = (self.row.batch, stage.size, stage.size, stage.dim)
-        return shape, shape
+        return 2 * [(self.row.batch, stage.size, stage.size, stage.dim)]
 
     def build(self, library: str) -> nn.Module:
-        return {"swin_fast": our_block, "timm": timm_block, "torchvision": torchvision_block}[library](self.row.case)
+        stage = self.row.case
+        if library == "transformers":
+            from . import huggingface
+
+            return huggingface.block(stage)
+        return {"swin_fast": our_block, "timm": timm_block, "torchvision": torchvision_block}[library](stage)
 
 
 def our_block(stage: Stage) -> nn.Module:
@@ -37,6 +39,8 @@ def our_block(stage: Stage) -> nn.Module:
 
 
 def timm_block(stage: Stage) -> nn.Module:
+    from .peer_imports import timm
+
     if stage.version == 1:
         block = timm.models.swin_transformer.SwinTransformerBlock
     else:
@@ -46,6 +50,8 @@ def timm_block(stage: Stage) -> nn.Module:
 
 
 def torchvision_block(stage: Stage) -> nn.Module:
+    from .peer_imports import torchvision
+
     library = torchvision.models.swin_transformer
     block = library.SwinTransformerBlock if stage.version == 1 else library.SwinTransformerBlockV2
     window, shift = [stage.window, stage.window], [stage.shift, stage.shift]

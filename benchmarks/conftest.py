@@ -5,28 +5,49 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-import torch
 
-from .machine import commit, machine_info
-from .measure import ENVIRONMENT, Options, ceilings
+from .ceilings import Ceilings, ceilings
+from .machine import commit, environment, machine_info
 from .suites import SUITES, Suite
 
-CEILINGS = pytest.StashKey[dict[str, float]]()
+CEILINGS = pytest.StashKey[Ceilings]()
 LOAD = pytest.StashKey[tuple[float, ...]]()
 START = pytest.StashKey[float]()
+NOT_MEASURED = pytest.StashKey[list[str]]()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run was asked for, see `python -m benchmarks.run --help`."""
+
+    device: str
+    backend: str | None
+    families: tuple[str, ...]
+    budget: float
+    least_rounds: int
+    toy: bool
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("swin_fast benchmarks")
     group.addoption("--suite", default="op", choices=SUITES, help="what is measured")
-    group.addoption("--backend", default="cpu", help="backend of swin_fast that is measured")
+    group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where")
+    group.addoption("--backend", help="backend of swin_fast that is measured")
     group.addoption("--peers", help="families of peers, by comma")
-    group.addoption("--budget", type=float, help="CPU seconds of timed rounds per row")
+    group.addoption("--budget", type=float, help="seconds of timed rounds per row")
+    group.addoption("--minutes", type=float, default=float("inf"), help="no row starts later")
     group.addoption("--quick", action="store_true", help="some rows alone")
+    group.addoption("--toy", action="store_true", help="toy-sized rows")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[START] = time.monotonic()
+    config.stash[NOT_MEASURED] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,6 +62,17 @@ def is_quick(item: pytest.Item) -> bool:
     return row is None or row.quick
 
 
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """By --quick or --rows: the result says what it lacks."""
+    rows = [item.callspec.params["row"].id for item in items if hasattr(item, "callspec") and is_row(item)]
+    if rows:
+        items[0].config.stash[NOT_MEASURED] += rows
+
+
+def is_row(item: pytest.Item) -> bool:
+    return "row" in item.callspec.params and item.nodeid.startswith("benchmarks/bench.py")
+
+
 @pytest.fixture(scope="session")
 def suite(request: pytest.FixtureRequest) -> Suite:
     return SUITES[request.config.getoption("--suite")]
@@ -50,27 +82,42 @@ def suite(request: pytest.FixtureRequest) -> Suite:
 def options(request: pytest.FixtureRequest, suite: Suite) -> Options:
     config = request.config
     peers = config.getoption("--peers")
+    few = config.getoption("--quick") or config.getoption("--toy")
     return Options(
+        device=config.getoption("--device"),
         backend=config.getoption("--backend"),
         families=tuple(peers.split(",")) if peers else suite.families,
         budget=config.getoption("--budget") or suite.budget,
-        least_rounds=min(3, suite.least_rounds) if config.getoption("--quick") else suite.least_rounds,
+        least_rounds=min(3, suite.least_rounds) if few else suite.least_rounds,
+        toy=config.getoption("--toy"),
     )
 
 
 @pytest.fixture(scope="session", name="ceilings")
-def ceilings_fixture(request: pytest.FixtureRequest) -> dict[str, float]:
+def ceilings_fixture(request: pytest.FixtureRequest, suite: Suite, options: Options) -> Ceilings:
     """Measured once per run. Refuses an environment in which the numbers would mean something else."""
-    wrong = {name: os.environ.get(name) for name, value in ENVIRONMENT.items() if os.environ.get(name) != value}
+    wanted = environment(options.device)
+    wrong = {name: os.environ.get(name) for name, value in wanted.items() if os.environ.get(name) != value}
     if wrong:
         pytest.fail(f"the environment is not the measuring one: {wrong}; start with `python -m benchmarks.run`")
-    torch.set_num_threads(1)
     request.config.stash[LOAD] = os.getloadavg()[:1]
-    found = ceilings()
+    threads = {item.callspec.params["row"].threads for item in request.session.items}
+    found: Ceilings = {}
+    for number in sorted(threads):
+        found |= ceilings(options.device, number)
     request.config.stash[CEILINGS] = found
-    request.config.stash[START] = time.monotonic()
     print("\nceilings:", ", ".join(f"{name} {value:g}" for name, value in found.items()), flush=True)
     return found
+
+
+@pytest.fixture
+def in_time(request: pytest.FixtureRequest) -> None:
+    """Skips a row that would start after --minutes, and notes it."""
+    config = request.config
+    minutes = config.getoption("--minutes")
+    if time.monotonic() - config.stash[START] > 60 * minutes:
+        config.stash[NOT_MEASURED].append(request.node.callspec.params["row"].id)
+        pytest.skip(f"--minutes {minutes:g} are over")
 
 
 class Progress:
@@ -87,12 +134,14 @@ class Progress:
 
 
 def outcome(info: dict[str, Any]) -> str:
-    """Time and ratio to the best peer; to the one that the bar means, if it is another; and the bar."""
+    """Time and ratio to the best peer; to the one that the bar means, if it is another; the bar; who was left out."""
     said = [f"{info['ms']:.3f} ms", f"{info['ratio']:.2f}x over {info['best_peer']}"]
     if info["held_against"] not in (None, info["best_peer"]):
         said.append(f"{info['held_ratio']:.2f}x over {info['held_against']}")
     if info["met"] is not None:
         said.append(f"bar {info['bar']:g} {'met' if info['met'] else 'MISSED'}")
+    if info["left_out"]:
+        said.append(f"left out: {', '.join(info['left_out'])}")
     return ", ".join(said)
 
 
@@ -105,7 +154,7 @@ def time_left(done: int, rows: int, seconds: float) -> str:
 
 
 @pytest.fixture
-def progress(request: pytest.FixtureRequest, ceilings: dict[str, float]) -> Progress:
+def progress(request: pytest.FixtureRequest, ceilings: Ceilings) -> Progress:
     items = request.session.items
     done, seconds = items.index(request.node), time.monotonic() - request.config.stash[START]
     return Progress(f"[{done + 1}/{len(items)}{time_left(done, len(items), seconds)}] {request.node.callspec.id}:")
@@ -122,7 +171,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 def measured_on(config: pytest.Config) -> dict[str, Any]:
     return {
-        **machine_info(),
+        **machine_info(config.getoption("--device")),
         "budget_s": config.getoption("--budget") or SUITES[config.getoption("--suite")].budget,
         "ceilings": config.stash.get(CEILINGS, {}),
         "load_average": [round(load, 1) for load in (*config.stash.get(LOAD, ()), os.getloadavg()[0])],
@@ -133,6 +182,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
     """Says which suite it is; raw rounds are dropped and the statistics rounded, so that a rerun changes few bytes."""
     output_json["suite"] = config.getoption("--suite")
     output_json["datetime"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    output_json["not_measured"] = config.stash[NOT_MEASURED]
     for benchmark in output_json["benchmarks"]:
         del benchmark["params"], benchmark["options"]
         stats = benchmark["stats"]

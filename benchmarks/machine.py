@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import re
+import resource
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,29 @@ import torch
 import swin_fast
 from swin_fast.backends import native
 
-from .measure import ALLOCATOR, allocator_keeps_memory
+from .clocks import CpuClock, CudaClock
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("benchmarks") / "results"
+
+#: Whose versions a result names, if they are there.
+PEERS = ("timm", "torchvision", "transformers", "onnxruntime", "openvino")
+
+#: glibc by default gives freed buffers of some MB back to the system and faults them in again at the next call, which
+#: hits contenders unevenly; here it keeps them, for all contenders alike.
+ALLOCATOR = ":".join(
+    f"glibc.malloc.{name}={size}"
+    for name, size in (("mmap_threshold", 2**30), ("trim_threshold", 2**32), ("top_pad", 2**28))
+)
+#: With two threads, one that waits sleeps: by default it spins, and on a shared machine calls take ten times as long.
+CPU_ENVIRONMENT = {
+    "GLIBC_TUNABLES": ALLOCATOR,
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+#: The profiler, which counts memory, announces itself at every call.
+QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 #: (vendor, family) -> (first model, last model, name); from the vendors' lists.
 MICROARCHITECTURES = {
@@ -41,6 +63,22 @@ MICROARCHITECTURES = {
         (0xCF, 0xCF, "emeraldrapids"),
     ],
 }
+
+
+def environment(device: str) -> dict[str, str]:
+    """Of the measuring process; libraries read it when they start."""
+    return {**CPU_ENVIRONMENT, **QUIET} if device == "cpu" else QUIET
+
+
+def allocator_keeps_memory(mebibytes: int = 64, attempts: int = 20) -> bool:
+    """Whether a buffer that was freed comes back without page faults, as ALLOCATOR promises."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    for _ in range(attempts):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(mebibytes << 18).fill_(1.0)
+        if (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * page < mebibytes << 16:
+            return True
+    return False
 
 
 def cpu_facts() -> dict[str, str]:
@@ -111,13 +149,54 @@ def git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def machine_info() -> dict[str, Any]:
+def gpu_facts() -> dict[str, Any] | None:
+    """The present GPU, without its serial number; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    asked = "--query-gpu=driver_version,clocks.max.sm,clocks.max.memory"
+    told = output_of("nvidia-smi", asked, "--format=csv,noheader")
+    driver, *clocks = [word.strip() for word in (told or "").splitlines()[0].split(",")] if told else [None]
+    return {
+        "name": properties.name,
+        "driver": driver,
+        "clocks": dict(zip(("sm", "memory"), clocks, strict=False)),
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_gb": round(properties.total_memory / 1e9, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "l2_mb": round(properties.L2_cache_size / 1e6, 1),
+    }
+
+
+def nvcc_version() -> str | None:
+    found = re.search(r"release ([\d.]+)", output_of("nvcc", "--version") or "")
+    return found[1] if found else None
+
+
+def output_of(*command: str) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def machine_info(device: str) -> dict[str, Any]:
     facts = cpu_facts()
     flags = facts.get("flags", "").split()
     told = re.compile(r"sse4_2|avx|fma$|f16c|amx|bmi2")
     huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    peers = {package: version_of(package) for package in PEERS}
+    clocks = [CpuClock(1), CpuClock(2)] if device == "cpu" else [CudaClock]
     return {
-        "device": device_slug("cpu", facts),
+        "device": device_slug(device, facts),
+        "kind": device,
         "cpu": {
             "vendor": facts.get("vendor_id"),
             "name": facts.get("model name", platform.processor()),
@@ -125,15 +204,21 @@ def machine_info() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "flags": " ".join(sorted(flag for flag in flags if told.match(flag))),
         },
+        "gpu": gpu_facts() if device == "cuda" else None,
         "system": {"name": platform.system(), "machine": platform.machine(), "libc": " ".join(platform.libc_ver())},
         "python": platform.python_version(),
         "torch": {
             "version": torch.__version__,
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
         },
+        "triton": version_of("triton"),
+        "nvcc": nvcc_version(),
+        "peers": {package: version for package, version in peers.items() if version},
         "swin_fast": {"version": swin_fast.__version__, "isa": native.cpu_isa(), "build": native.cpu_build_info()},
-        "clock": "CPU time of the process (time.process_time), minimum over interleaved rounds",
+        "clock": "; two threads: ".join(clock.sentence for clock in clocks),
         "allocator": {
             "glibc_tunables": os.environ.get("GLIBC_TUNABLES"),
             "as_stated": os.environ.get("GLIBC_TUNABLES") == ALLOCATOR,

@@ -13,17 +13,34 @@ is what swin_fast would replace in a timm model. As its inputs differ, it is mea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import swin_fast
 
-from .contenders import Contender
-from .op_rows import OpRow
+from .cases import OpRow
+from .clocks import Call
+from .contenders import Candidate, Contender
+
+#: On a GPU inputs rotate among copies of that many bytes together, so that no call finds those of the call before.
+ROTATED = 2**28
+#: SDPA by one implementation, where it takes bias and mask; on a CPU torch's own choice is its flash attention.
+PINNED = {
+    "cpu": {"math": SDPBackend.MATH},
+    "cuda": {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    },
+}
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -34,17 +51,18 @@ class Problem:
     yardstick = "eager"
     sums: tuple[str, ...] = ()  # the table's gradient is one, and is held to the same as all others
 
-    def __init__(self, row: OpRow, seed: int = 0) -> None:
+    def __init__(self, row: OpRow, device: str = "cpu", seed: int = 0) -> None:
         stage = row.case
         self.row = row
+        self.device = device
         self.B, self.H, self.w, self.s = row.batch, stage.size, stage.window, stage.shift
         self.nH, self.hd, self.N, self.nW = stage.heads, stage.head_dim, stage.tokens, stage.windows
         self.C = self.nH * self.hd
 
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64).to(row.dtype)
+            return torch.randn(shape, generator=generator, device=device).to(row.dtype)
 
         self.qkv = normal(self.B, self.H, self.H, 3, self.nH, self.hd)
         self.table = normal((2 * self.w - 1) ** 2, self.nH)
@@ -54,8 +72,9 @@ class Problem:
         self.qkv_windows = self.to_windows(self.qkv.view(self.B, self.H, self.H, 3 * self.C)).contiguous()
         self.grad_x_windows = normal(self.B * self.nW, self.N, self.C)
 
-        self.index = relative_position_index(self.w)
-        self.mask = shift_mask(self.H, self.w, self.s).to(row.dtype) if self.s else None
+        self.index = relative_position_index(self.w).to(device)
+        self.regions = shift_regions(self.H, self.w, self.s).to(device) if self.s else None
+        self.mask = None if self.regions is None else shift_mask(self.regions).to(row.dtype)
         with torch.no_grad():
             self.cached_bias = self.add_mask(self.bias(self.table)).contiguous()
 
@@ -83,38 +102,70 @@ class Problem:
         def function(qkv: Tensor, table: Tensor) -> tuple[Tensor, ...]:
             return self.swin_fast(qkv, table, backend)
 
-        return OpContender("swin_fast", "swin_fast", function, self)
+        return OpContender("swin_fast", function, self)
 
-    def peers(self, families: tuple[str, ...]) -> list[Contender]:
+    def peers(self) -> list[Candidate]:
         """Several to a family: which is the fastest changes with shape, dtype and direction."""
-        torch._dynamo.reset()
 
-        def compiled(function: Function) -> Function:
-            return torch.compile(function, dynamic=False)
+        def candidate(name: str, family: str, function: Function, **how: Any) -> Candidate:
+            published = how.pop("published", True)
+            return Candidate(name, family, partial(OpContender, name, function, self, **how), published)
 
-        def rearranged(name: str, family: str, function: Function) -> OpContender:
-            return OpContender(name, family, function, self, published=False)
-
-        def in_timm_order(name: str, function: Function) -> OpContender:
-            return OpContender(name, "timm_order", function, self, order="window")
-
-        found = [
-            OpContender("eager", "eager", self.eager, self),
-            OpContender("sdpa", "sdpa", self.sdpa, self),
-            OpContender("compile_eager", "compile", compiled(self.eager), self),
-            OpContender("compile_sdpa", "compile", compiled(self.sdpa), self),
-            rearranged("eager_packed", "eager", self.eager_packed),
-            rearranged("sdpa_shared_mask", "sdpa", self.sdpa_shared_mask),
-            rearranged("compile_eager_packed", "compile", compiled(self.eager_packed)),
-            rearranged("compile_sdpa_shared_mask", "compile", compiled(self.sdpa_shared_mask)),
-            in_timm_order("timm_eager", self.timm_eager),
-            in_timm_order("timm_sdpa", self.timm_sdpa),
-            in_timm_order("compile_timm_sdpa", compiled(self.timm_sdpa)),
+        plain = {"eager": self.eager, "sdpa": self.sdpa}
+        rearranged = {"eager_packed": self.eager_packed, "sdpa_shared_mask": self.sdpa_shared_mask}
+        found = [candidate(name, name, function) for name, function in plain.items()]
+        for name, backend in PINNED[self.device].items():
+            found.append(candidate(f"sdpa_{name}", "sdpa", partial(pinned, backend, self.sdpa)))
+        for name, function in rearranged.items():
+            found.append(candidate(name, name.partition("_")[0], function, published=False))
+        for name, function in {**plain, **rearranged}.items():
+            found.append(candidate(f"compile_{name}", "compile", compiled(function), published=name in plain))
+        found += [
+            Candidate(name, "flex", partial(self.flex, name, **how))
+            for name, how in FLEX.items()
+            if (self.regions is not None or not how["block_mask"]) and (self.device == "cuda" or not how["forced"])
+        ]
+        found += [
+            candidate("timm_eager", "timm_order", self.timm_eager, order="window"),
+            candidate("timm_sdpa", "timm_order", self.timm_sdpa, order="window"),
+            candidate("compile_timm_sdpa", "timm_order", compiled(self.timm_sdpa), order="window"),
         ]
         if not self.row.backward:  # in training the bias changes with each step: nothing to cache
-            found.append(OpContender("sdpa_cached", "cached", self.sdpa_cached, self))
-            found.append(OpContender("compile_sdpa_cached", "cached", compiled(self.sdpa_cached), self))
-        return [contender for contender in found if contender.family in families]
+            found.append(candidate("sdpa_cached", "cached", self.sdpa_cached))
+            found.append(candidate("compile_sdpa_cached", "cached", compiled(self.sdpa_cached)))
+        return found
+
+    def flex(self, name: str, *, block_mask: bool, forced: bool) -> OpContender:
+        """FlexAttention: the bias by score_mod; the shift mask by score_mod, too, or by mask_mod, made beforehand.
+
+        `forced`: its kernel for long sequences, not the one for decoding that it takes below 128 queries.
+        """
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        if self.row.backward and self.device == "cpu":
+            raise NotImplementedError("FlexAttention has no backward on a CPU")
+        index, regions, nW = self.index, self.regions, self.nW
+        mask = None
+        if block_mask:
+            assert regions is not None
+
+            def same_region(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+                return regions[b % nW, i] == regions[b % nW, j]
+
+            mask = create_block_mask(same_region, self.B * nW, None, self.N, self.N, device=self.device)
+        options = {"FORCE_USE_FLEX_ATTENTION": True} if forced else None
+
+        def function(qkv: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+            def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+                s = s + table[index[i, j], h]
+                if regions is None or block_mask:
+                    return s
+                return torch.where(regions[b % nW, i] == regions[b % nW, j], s, s - 100.0)
+
+            o = flex_attention(*self.split(qkv), score_mod=score, block_mask=mask, kernel_options=options)
+            return (self.merge(o),)
+
+        return OpContender(name, compiled(function), self)
 
     # ----------------------------------------------------------------------------------------- steps, as timm has them
 
@@ -214,14 +265,17 @@ def relative_position_index(w: int) -> Tensor:  # (N, N)
     return relative[0] * (2 * w - 1) + relative[1]
 
 
-def shift_mask(size: int, w: int, s: int) -> Tensor:  # (nW, N, N)
+def shift_regions(size: int, w: int, s: int) -> Tensor:  # (nW, N)
     regions = torch.zeros(1, size, size, 1)
     bands = (slice(0, -w), slice(-w, -s), slice(-s, None))
     for i, rows in enumerate(bands):
         for j, columns in enumerate(bands):
             regions[:, rows, columns] = 3 * i + j
-    windows = window_partition(regions, w).squeeze(-1)
-    difference = windows.unsqueeze(1) - windows.unsqueeze(2)
+    return window_partition(regions, w).squeeze(-1)
+
+
+def shift_mask(regions: Tensor) -> Tensor:  # (nW, N) -> (nW, N, N)
+    difference = regions.unsqueeze(1) - regions.unsqueeze(2)
     return torch.zeros_like(difference).masked_fill(difference != 0, -100.0)
 
 
@@ -235,6 +289,15 @@ def window_reverse(windows: Tensor, w: int, size: int) -> Tensor:  # (B*nW, N, c
     n, c = size // w, windows.shape[-1]
     x = windows.view(-1, n, n, w, w, c).permute(0, 1, 3, 2, 4, 5)
     return x.contiguous().view(-1, size, size, c)
+
+
+def compiled(function: Function) -> Function:
+    return torch.compile(function, dynamic=False)
+
+
+def pinned(backend: SDPBackend, function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
+    with sdpa_kernel(backend):
+        return function(*inputs)
 
 
 @dataclass(frozen=True)
@@ -257,24 +320,39 @@ class OpContender(Contender):
         problem = self.problem
         return (problem.grad_out,) if self.order == "image" else (problem.grad_x_windows, problem.grad_out)
 
-    def forward(self) -> tuple[Tensor, ...]:
+    def held(self) -> Iterable[Tensor]:
+        return *self.inputs, *(self.grads if self.problem.row.backward else ())
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            return self.function(*self.inputs)
+            return self.function(*inputs)
 
     def leaves(self) -> tuple[Tensor, ...]:
         return tuple(x.detach().clone().requires_grad_() for x in self.inputs)
 
-    def call(self) -> Callable[[], object]:
+    def copies(self) -> int:
+        """Sets of inputs that a GPU's calls take in turns."""
+        size = sum(x.nbytes for x in self.inputs)
+        return 1 if self.problem.device == "cpu" else max(2, min(8, -(-ROTATED // size)))
+
+    def call(self) -> Call:
         """What is timed: the forward, or the forward and the gradients of all inputs."""
         if not self.problem.row.backward:
-            return self.forward
-        leaves, grads = self.leaves(), self.grads
-        return lambda: torch.autograd.grad(self.function(*leaves), leaves, grads)
+            sets = [self.inputs, *(tuple(x.clone() for x in self.inputs) for _ in range(self.copies() - 1))]
+            turns = itertools.cycle(sets)
+            return lambda: self.forward(next(turns))
+        grads, turns = self.grads, itertools.cycle([self.leaves() for _ in range(self.copies())])
+
+        def step() -> object:
+            leaves = next(turns)
+            return torch.autograd.grad(self.function(*leaves), leaves, grads)
+
+        return step
 
     def results(self) -> dict[str, Tensor]:
         """Output and gradients under the names and in the layout that all contenders share."""
         if not self.problem.row.backward:
-            return {"out": self.forward()[-1]}
+            return {"out": self.forward(self.inputs)[-1]}
         leaves = self.leaves()
         outputs = self.function(*leaves)
         *_, dqkv, dtable = torch.autograd.grad(outputs, leaves, self.grads)
@@ -283,3 +361,12 @@ class OpContender(Contender):
             dqkv = window_reverse(dqkv, problem.w, problem.H)
             dqkv = torch.roll(dqkv, (problem.s, problem.s), (1, 2)).view_as(problem.qkv)
         return {"out": outputs[-1].detach(), "dqkv": dqkv, "dtable": dtable}
+
+
+#: Ways to run FlexAttention; "forced" means something on a GPU alone.
+FLEX = {
+    "flex": {"block_mask": False, "forced": False},
+    "flex_block_mask": {"block_mask": True, "forced": False},
+    "flex_forced": {"block_mask": False, "forced": True},
+    "flex_block_mask_forced": {"block_mask": True, "forced": True},
+}

@@ -12,18 +12,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .machine import ROOT, commit, result_path
-from .measure import ENVIRONMENT
+from .machine import ROOT, commit, environment, result_path
 from .suites import SUITES
 from .table import show
 
 QUICK_BUDGET = 1.5
+TOY_BUDGET = 0.01
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--suite", choices=SUITES, default="op")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="first stages, Swin-T, few rounds: for tuning")
+    parser.add_argument("--toy", action="store_true", help="toy-sized rows: does the benchmark itself work?")
     parser.add_argument("--rows", metavar="EXPR", help="only these rows: a -k expression of pytest, as 'b1 and bf16'")
     families = "; ".join(f"{name}: {','.join(suite.families)}" for name, suite in SUITES.items())
     parser.add_argument("--peers", help=f"families of peers by comma, default all; {families}")
@@ -31,27 +33,42 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--budget",
         type=float,
-        help=f"CPU seconds of timed rounds per row; default: quick {QUICK_BUDGET:g}, otherwise {budgets}",
+        help=f"seconds of timed rounds per row; default: quick {QUICK_BUDGET:g}, otherwise {budgets}",
     )
-    parser.add_argument("--backend", default="cpu", help="backend of swin_fast; default cpu")
+    parser.add_argument("--minutes", type=float, help="starts no row later; what is left is named in the result")
+    parser.add_argument("--backend", help="backend of swin_fast; default: its own choice")
     parser.add_argument(
         "--json", type=Path, help="where to write; default for all rows and peers: benchmarks/results/DEVICE"
     )
     parser.add_argument("--allow-dirty", action="store_true", help="write results of a tree with uncommitted changes")
     options = parser.parse_args(given)
     suite = SUITES[options.suite]
-    peers = set((options.peers or suite.yardstick).split(","))
-    if unknown := peers - {"", *suite.families}:
+    if unknown := set((options.peers or "").split(",")) - {"", *suite.families}:
         parser.error(f"--peers: got {', '.join(sorted(unknown))}, want some of {', '.join(suite.families)}")
-    if suite.yardstick not in peers:
-        parser.error(f"--peers: {suite.yardstick} must be among them, its error is the yardstick for ours")
     return options
 
 
 def target_of(options: argparse.Namespace) -> Path | None:
     """Where the result goes; None where a part of the rows or peers would overwrite the whole."""
-    whole = not (options.quick or options.rows or options.peers)
-    return options.json or (ROOT / result_path("cpu", SUITES[options.suite].results) if whole else None)
+    whole = not (options.quick or options.toy or options.rows or options.peers or options.minutes)
+    return options.json or (ROOT / result_path(options.device, SUITES[options.suite].results) if whole else None)
+
+
+def command_of(options: argparse.Namespace, path: Path) -> list[str]:
+    """pytest over bench.py, which leaves its JSON at `path`."""
+    suite = SUITES[options.suite]
+    peers = options.peers or ",".join(suite.rivals if options.quick else suite.families)
+    budget = options.budget or (TOY_BUDGET if options.toy else QUICK_BUDGET if options.quick else suite.budget)
+    command = [sys.executable, "-m", "pytest", str(ROOT / "benchmarks" / "bench.py"), "-q", "-s", "--no-header"]
+    command += ["--rootdir", str(ROOT), "-p", "no:cacheprovider", "-p", "no:logging", "-W", "ignore", "--tb=short"]
+    command += ["--benchmark-only", "--benchmark-quiet", "--benchmark-disable-gc", f"--benchmark-json={path}"]
+    command += [f"--suite={options.suite}", f"--device={options.device}", f"--peers={peers}", f"--budget={budget}"]
+    command += [f"--backend={options.backend}"] if options.backend else []
+    command += [f"--minutes={options.minutes}"] if options.minutes else []
+    command += ["--quick"] if options.quick else []
+    command += ["--toy"] if options.toy else []
+    command += ["-k", options.rows] if options.rows else []
+    return command
 
 
 def compact(value: object, indent: int = 0, width: int = 160) -> str:
@@ -74,46 +91,22 @@ def main() -> int:
         print("The tree has uncommitted changes, so nobody could repeat this result: commit, or pass --allow-dirty.")
         return 2
 
-    peers = options.peers or ",".join(suite.rivals if options.quick else suite.families)
-    budget = options.budget or (QUICK_BUDGET if options.quick else suite.budget)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / suite.results
-        command = [sys.executable, "-m", "pytest", str(ROOT / "benchmarks" / "bench.py"), "-q", "-s", "--no-header"]
-        command += [
-            "--rootdir",
-            str(ROOT),
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:logging",
-            "-W",
-            "ignore",
-            "--tb=short",
-            "--benchmark-only",
-            "--benchmark-quiet",
-        ]
-        command += ["--benchmark-timer=time.process_time", "--benchmark-disable-gc", f"--benchmark-json={path}"]
-        command += [
-            f"--suite={options.suite}",
-            f"--backend={options.backend}",
-            f"--peers={peers}",
-            f"--budget={budget}",
-        ]
-        command += ["--quick"] if options.quick else []
-        command += ["-k", options.rows] if options.rows else []
         # A new process: the allocator and OpenMP read their settings when a process starts.
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, check=False)
+        settings = {**os.environ, **environment(options.device)}
+        done = subprocess.run(command_of(options, path), cwd=ROOT, env=settings, check=False)
         if not path.exists() or not path.stat().st_size:
             return done.returncode or 1
-        text = path.read_text()
+        result = json.loads(path.read_text())
     print()
-    show(json.loads(text))
-    if done.returncode:
+    show(result)
+    if done.returncode and not options.json:
         print("Some rows failed (see above): nothing is written.")
     elif target:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(compact(json.loads(text)) + "\n")
-        print(f"written: {os.path.relpath(target)}")
+        target.write_text(compact({**result, "failed": bool(done.returncode)}) + "\n")
+        print(f"written: {os.path.relpath(target)}{', without the rows that failed' if done.returncode else ''}")
     return done.returncode
 
 

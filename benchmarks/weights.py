@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One set of random weights for all implementations: in our names, in those of timm and torchvision, and back."""
+"""One set of random weights for all implementations: in our names, in those of the other libraries, and back."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,13 @@ class Naming:
         return theirs[self.rename(name)]
 
 
+class Eager(Naming):
+    """Our modules in plain PyTorch, see `swin_fast.eager`: an attention in an attention."""
+
+    def rename(self, name: str) -> str:
+        return re.sub(r"(^|\.)attn\.", r"\1attn.attn.", name)
+
+
 class Timm(Naming):
     """timm downsamples at the beginning of a stage, and its head is a module of several."""
 
@@ -86,7 +93,61 @@ def is_part_of_qkv_bias(name: str) -> bool:
     return name.endswith(("q_bias", "v_bias"))
 
 
-NAMING = {"swin_fast": Naming(), "timm": Timm(), "torchvision": Torchvision()}
+class Transformers(Naming):
+    """transformers, wrapped by huggingface.py: q, k and v are apart; other names in V2, the one with a logit_scale."""
+
+    MODEL = (
+        (r"^patch_embed\.proj", "swin.embeddings.patch_embeddings.projection"),
+        (r"^patch_embed\.norm", "swin.embeddings.norm"),
+        (r"^layers", "swin.encoder.layers"),
+        (r"^norm\.", "swin.layernorm."),
+        (r"^norm(\d)", lambda match: f"hidden_states_norms.stage{int(match[1]) + 1}"),
+        (r"^head", "classifier"),
+    )
+    BLOCK = ((r"norm1", "layernorm_before"), (r"norm2", "layernorm_after"))
+    V1 = (
+        (r"attn\.relative", "attention.relative_position_bias.relative"),
+        (r"attn\.proj", "attention.o_proj"),
+        (r"attn\.(.)\w+", r"attention.\1_proj"),
+    )
+    V2 = (
+        (r"^swin", "swinv2"),
+        (r"attn\.proj", "attention.output.dense"),
+        (r"attn\.", "attention.self."),
+        (r"cpb_mlp", "continuous_position_bias_mlp"),
+        (r"mlp\.fc1", "intermediate.dense"),
+        (r"mlp\.fc2", "output.dense"),
+    )
+
+    def outward(self, ours: Mapping[str, Tensor]) -> Weights:
+        theirs = {}
+        for name, value in ours.items():
+            parts = self.parts(name, ours)
+            theirs.update(zip(parts, value.chunk(len(parts)), strict=True))
+        return theirs
+
+    def inward(self, theirs: Mapping[str, Tensor], name: str) -> Tensor:
+        return torch.cat([theirs[part] for part in self.parts(name, theirs)])
+
+    def parts(self, name: str, others: Iterable[str]) -> list[str]:
+        """Their names of what ours is made of. `others`, all names, ours or theirs, tell version and kind of module."""
+        others = " ".join(others)
+        rules = (self.MODEL if "patch_embed" in others else ()) + self.BLOCK
+        rules += self.V2 if "logit_scale" in others else self.V1
+        name = name.replace("q_bias", "query.bias").replace("v_bias", "value.bias")
+        names = [name.replace("qkv", part) for part in ("query", "key", "value")] if "qkv" in name else [name]
+        for pattern, replacement in rules:
+            names = [re.sub(pattern, replacement, name) for name in names]
+        return [f"module.{name}" for name in names]
+
+
+NAMING = {
+    "swin_fast": Naming(),
+    "eager": Eager(),
+    "timm": Timm(),
+    "torchvision": Torchvision(),
+    "transformers": Transformers(),
+}
 
 
 def load(module: nn.Module, weights: Weights) -> None:

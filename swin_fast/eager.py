@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from .attention import WindowAttention, WindowAttentionV2
 from .geometry import Pair
-from .models import SwinTransformer
+
+Swin = TypeVar("Swin", bound=nn.Module)
 
 
 class EagerAttention(nn.Module):
@@ -122,13 +124,13 @@ def regions(size: Pair, window_size: Pair, shift_size: Pair) -> Tensor:
     return rows[:, None] * 3 + columns
 
 
-def eager_twin(model: SwinTransformer) -> SwinTransformer:
-    """`model` with every attention and Linear in plain PyTorch: another model, with the same parameters, not copies."""
+def eager_twin(model: Swin) -> Swin:
+    """A model or block with every attention and Linear in plain PyTorch: another one, of the same parameters."""
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     twin = copy.deepcopy(model, shared)
-    for layer in twin.layers:
-        for block in layer.blocks:
-            block.attn = EagerAttention(block.attn)  # type: ignore[assignment]
+    for block in list(twin.modules()):
+        if isinstance(getattr(block, "attn", None), WindowAttention):
+            block.attn = EagerAttention(block.attn)
     for module in twin.modules():
         if type(module) is nn.Linear:
             module.__class__ = PlainLinear
