@@ -2,9 +2,10 @@
 #
 #   make demo     a whole Swin-T over a photograph: parity, time per backend, and swin_fast_demo.png
 #   make test     the tests
-#   make check    make test, then the slow ones: sanitizers, planted bugs
+#   make check    make test, then the slow ones: sanitizers, planted bugs, toy benchmarks; and is the report stale?
 #   make lint     ruff, mypy --strict, clang-format
-#   make bench    the benchmarks: some minutes, on an otherwise idle machine
+#   make bench    a suite of benchmarks: an hour or two, on an otherwise idle machine
+#   make report   benchmarks/REPORT.md, its plots and the table in README.md, from the results
 #   make clean    removes what was built; .venv stays
 #
 # Each sets up what it needs in .venv, with the versions of constraints.txt, and builds the native library.
@@ -20,7 +21,7 @@ ifeq ($(SWIN_FAST_BUILD),cpu)
 export SWIN_FAST_REQUIRE ?= cpu
 endif
 
-.PHONY: help demo test check lint bench build clean
+.PHONY: help demo test check lint bench report build clean
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
 
@@ -60,6 +61,7 @@ test: $(VENV)/.with-test
 check: $(VENV)/.with-test
 lint: $(VENV)/.with-lint
 bench: $(VENV)/.with-bench
+report: $(VENV)/.with-bench
 endif
 
 # ninja knows what has changed, so this always runs; with nothing to do it takes half a second.
@@ -73,9 +75,10 @@ test: needs-pytest needs-pytest_benchmark build
 	$(PY) -m pytest $(ARGS)
 
 check: test
+	$(PY) -m benchmarks.report --check
 	$(PY) -m pytest -m slow $(ARGS)
 
-CPP = $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+CPP = $$(find csrc tests/cpp benchmarks scripts -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 lint: needs-ruff needs-mypy needs-clang_format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -85,6 +88,9 @@ lint: needs-ruff needs-mypy needs-clang_format
 
 bench: needs-pytest needs-pytest_benchmark build
 	$(PY) -m benchmarks.run $(ARGS)
+
+report: needs-matplotlib
+	$(PY) -m benchmarks.report
 
 clean:
 	rm -rf build dist swin_fast/lib swin_fast/_C.*.so *.egg-info

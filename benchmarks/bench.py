@@ -76,7 +76,7 @@ def test_row(
         candidates = list({candidate.family: candidate for candidate in reversed(candidates)}.values())
 
     progress("checking")
-    mine, error, peers, left_out = checked(problem, suite, options.backend, candidates, clock, progress)
+    mine, error, peers, left_out = checked(problem, suite, options, candidates, clock, progress)
 
     progress("screening")
     gc.collect()
@@ -136,7 +136,7 @@ def backend_of(row: Row, device: str) -> str:
 def checked(
     problem: Problem,
     suite: Suite,
-    backend: str | None,
+    options: Options,
     candidates: list[Candidate],
     clock: Clock,
     progress: Callable[[str], None] = lambda step: None,
@@ -153,6 +153,9 @@ def checked(
     for candidate in sorted(candidates, key=lambda candidate: candidate.name != problem.yardstick):
         progress(candidate.name)
         is_yardstick = candidate.name == problem.yardstick
+        if not (is_yardstick or options.in_time):
+            left_out[candidate.name] = {"family": candidate.family, "reason": "the time of the run was over"}
+            continue
         try:
             contender = candidate.build()
             found = errors(contender, exact)
@@ -165,20 +168,25 @@ def checked(
             yardstick = found
         faults = unequal(found, bounds(problem, suite, "yardstick" if is_yardstick else "peer", yardstick))
         if faults and is_yardstick:
-            raise AssertionError(f"{candidate.name} is not equal: {'; '.join(faults)}")
+            raise AssertionError(f"{candidate.name} is not equal: {some(faults)}")
         if faults:
-            left_out[candidate.name] = {"family": candidate.family, "reason": f"not equal: {faults[0]}"}
+            left_out[candidate.name] = {"family": candidate.family, "reason": f"not equal: {some(faults)}"}
             continue
         group = (candidate.family, candidate.published)
         peers.append(Peer(candidate, contender, found, Clocked(candidate.name, group, contender.call(), clock)))
     if not yardstick:
         pytest.skip(f"--peers leaves out {problem.yardstick}, the yardstick of this row")
-    ours = problem.ours(backend)
+    ours = problem.ours(options.backend)
     error = errors(ours, exact)
     faults = unequal(error, bounds(problem, suite, "ours", yardstick))
     if faults:
-        raise AssertionError(f"{ours.name} is not equal: {'; '.join(faults)}")
+        raise AssertionError(f"{ours.name} is not equal: {some(faults)}")
     return ours, error, peers, left_out
+
+
+def some(sentences: list[str], most: int = 3) -> str:
+    more = len(sentences) - most
+    return "; ".join(sentences[:most]) + (f"; and {more} more" if more > 0 else "")
 
 
 def in_one_line(fault: Exception) -> str:

@@ -46,7 +46,7 @@ def roof(row: Row, found: Ceilings) -> tuple[float, float]:
     """(GFLOP/s, GB/s) that a row is held against."""
     threads = "" if row.threads == 1 else f"_{row.threads}t"
     fma, product = (f"{kind}_{row.dtype_name}_gflops{threads}" for kind in ("fma", "matmul"))
-    return found.get(fma, found[product]), found[f"copy_gb_per_s{threads}"]
+    return found[fma if fma in found else product], found[f"copy_gb_per_s{threads}"]
 
 
 def _measured(device: str, clock: Clock, dtypes: tuple[str, ...], size: int, mebibytes: int) -> Ceilings:

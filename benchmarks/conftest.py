@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -18,7 +20,6 @@ from .suites import SUITES, Suite
 CEILINGS = pytest.StashKey[Ceilings]()
 LOAD = pytest.StashKey[tuple[float, ...]]()
 START = pytest.StashKey[float]()
-NOT_MEASURED = pytest.StashKey[list[str]]()
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Options:
     budget: float
     least_rounds: int
     toy: bool
+    deadline: float  # of time.monotonic()
+
+    @property
+    def in_time(self) -> bool:
+        return time.monotonic() < self.deadline
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,14 +46,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--backend", help="backend of swin_fast that is measured")
     group.addoption("--peers", help="families of peers, by comma")
     group.addoption("--budget", type=float, help="seconds of timed rounds per row")
-    group.addoption("--minutes", type=float, default=float("inf"), help="no row starts later")
+    group.addoption("--minutes", type=float, default=math.inf, help="no row and no peer starts later")
     group.addoption("--quick", action="store_true", help="some rows alone")
     group.addoption("--toy", action="store_true", help="toy-sized rows")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[START] = time.monotonic()
-    config.stash[NOT_MEASURED] = []
+    if config.getoption("benchmark_json"):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # who stops a run still gets the rows that are done
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,17 +67,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def is_quick(item: pytest.Item) -> bool:
     row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
     return row is None or row.quick
-
-
-def pytest_deselected(items: list[pytest.Item]) -> None:
-    """By --quick or --rows: the result says what it lacks."""
-    rows = [item.callspec.params["row"].id for item in items if hasattr(item, "callspec") and is_row(item)]
-    if rows:
-        items[0].config.stash[NOT_MEASURED] += rows
-
-
-def is_row(item: pytest.Item) -> bool:
-    return "row" in item.callspec.params and item.nodeid.startswith("benchmarks/bench.py")
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +86,7 @@ def options(request: pytest.FixtureRequest, suite: Suite) -> Options:
         budget=config.getoption("--budget") or suite.budget,
         least_rounds=min(3, suite.least_rounds) if few else suite.least_rounds,
         toy=config.getoption("--toy"),
+        deadline=config.stash[START] + 60 * config.getoption("--minutes"),
     )
 
 
@@ -111,13 +108,10 @@ def ceilings_fixture(request: pytest.FixtureRequest, suite: Suite, options: Opti
 
 
 @pytest.fixture
-def in_time(request: pytest.FixtureRequest) -> None:
-    """Skips a row that would start after --minutes, and notes it."""
-    config = request.config
-    minutes = config.getoption("--minutes")
-    if time.monotonic() - config.stash[START] > 60 * minutes:
-        config.stash[NOT_MEASURED].append(request.node.callspec.params["row"].id)
-        pytest.skip(f"--minutes {minutes:g} are over")
+def in_time(request: pytest.FixtureRequest, options: Options) -> None:
+    """Skips a row that would start after --minutes."""
+    if not options.in_time:
+        pytest.skip(f"--minutes {request.config.getoption('--minutes'):g} are over")
 
 
 class Progress:
@@ -179,11 +173,18 @@ def measured_on(config: pytest.Config) -> dict[str, Any]:
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
-    """Says which suite it is; raw rounds are dropped and the statistics rounded, so that a rerun changes few bytes."""
-    output_json["suite"] = config.getoption("--suite")
+    """Says which suite it is, and which of its rows are not there: not selected, out of time, stopped or failed.
+
+    Raw rounds are dropped and the statistics rounded, so that a rerun changes few bytes.
+    """
+    suite = SUITES[config.getoption("--suite")]
+    output_json["suite"] = suite.name
     output_json["datetime"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    output_json["not_measured"] = config.stash[NOT_MEASURED]
-    for benchmark in output_json["benchmarks"]:
+    whole = {benchmark["param"]: benchmark for benchmark in output_json["benchmarks"] if benchmark["extra_info"]}
+    rows = suite.rows(config.getoption("--device"), config.getoption("--toy"))
+    output_json["not_measured"] = [row.id for row in rows if row.id not in whole]
+    output_json["benchmarks"] = list(whole.values())
+    for benchmark in whole.values():
         del benchmark["params"], benchmark["options"]
         stats = benchmark["stats"]
         benchmark["stats"] = {

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -214,16 +214,22 @@ class ModuleProblem(ABC):
 
     def exported(self, name: str) -> ModuleContender:
         """timm's module as ONNX, in another runtime: computed in the row's dtype, but input and output are fp32."""
-        from . import exported
+        from .exported import OnnxRuntime, OpenVino
 
         plain = self.contender(name, "timm", dtype=torch.float32)
-        runtime = {"onnxruntime": exported.OnnxRuntime, "openvino": exported.OpenVino}[name]
-        with tempfile.TemporaryDirectory() as folder:
-            path = exported.onnx_file(plain.module, plain.x, Path(folder))
-            run = runtime(path, self.row.threads, self.row.dtype_name)
+        run = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}[name](self.onnx, self.row.threads, self.row.dtype_name)
         return ModuleContender(
             name, "timm", plain.module, run, plain.x, (), plain.names, False, capturable=False, in_torch=False
         )
+
+    @cached_property
+    def onnx(self) -> Path:
+        """One file for all runtimes; it lives as long as the problem."""
+        from .exported import onnx_file
+
+        plain = self.contender("onnx", "timm", dtype=torch.float32)
+        self._folder = tempfile.TemporaryDirectory()
+        return onnx_file(plain.module, plain.x, Path(self._folder.name))
 
 
 def as_tuple(outs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

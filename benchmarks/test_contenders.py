@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from . import block_contenders, model_contenders, op_contenders
 from .bench import bounds, checked
-from .block_rows import BlockRow
-from .contenders import Contender, Problem
-from .measure import errors
-from .model_rows import Model, ModelRow
+from .cases import DIRECTIONS, BlockRow, Model, ModelRow, OpRow, Stage
+from .clocks import CpuClock
+from .conftest import Options
+from .contenders import Candidate, Contender, Problem
+from .equality import errors
 from .module_contenders import ModuleContender, gradient_of
 from .op_contenders import OpContender
-from .op_rows import OpRow
-from .rows import DIRECTIONS, DTYPES, Stage
 from .suites import SUITES
 from .weights import NAMING, load
 
@@ -30,11 +29,16 @@ UNSHIFTED = Stage("toy", 8, 2, 4, 0, head_dim=8)
 ONE_WINDOW = Stage("toy", 4, 2, 4, 0, head_dim=8)
 V2 = Stage("toy", 12, 2, 4, 2, head_dim=8, version=2)
 SMALL = {"dim": 16, "depths": (2, 2), "heads": (2, 4)}
+LIBRARIES = ("torchvision", "transformers")
 MODELS = {
     "v1": Model("toy", 1, (32, 32), 4, **SMALL),
     "v2": Model("toy", 2, (32, 32), 4, **SMALL),
-    "dense": Model("toy", 1, (40, 56), 4, geometry="dense", libraries=("torchvision",), **SMALL),
+    "dense": Model("toy", 1, (40, 56), 4, geometry="dense", features=True, libraries=LIBRARIES, **SMALL),
 }
+DTYPES = ("fp32", "bf16")
+OPTIONS = Options("cpu", "reference", (), budget=0.0, least_rounds=1, toy=True, deadline=math.inf)
+#: What takes seconds to build; tests of their own try some of it.
+COMPILED = ("compile", "autotune", "flex", "onnxruntime", "openvino")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,7 +50,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def op(stage: Stage, dtype: str, direction: str = "fwd+bwd") -> Problem:
+def op(stage: Stage, dtype: str, direction: str = "fwd+bwd") -> op_contenders.Problem:
     return op_contenders.Problem(OpRow(stage, 2, dtype, direction))
 
 
@@ -58,17 +62,23 @@ def model(name: str, dtype: str, direction: str = "fwd+bwd") -> model_contenders
     return model_contenders.Problem(ModelRow(MODELS[name], 2, dtype, direction))
 
 
-def uncompiled(problem: Problem, suite: str) -> list[Contender]:
-    # What torch.compile makes of a contender is made at its first call: building it costs nothing.
-    return [peer for peer in problem.peers(SUITES[suite].families) if "compile" not in peer.name]
+def plain(problem: Problem) -> list[Candidate]:
+    return [peer for peer in problem.peers() if not any(word in peer.name for word in COMPILED)]
 
 
-def faults(problem: Problem, suite: str, *others: Contender) -> list[str]:
-    """What the benchmark says about the row, with all plain peers or, if given, `others` beside the yardstick."""
-    rivals = uncompiled(problem, suite)
+def left_out(problem: Problem, suite: str, *others: Contender | Candidate) -> dict[str, str]:
+    """Whom the benchmark leaves out of the row, and why: of all plain peers or, if given, of `others`."""
+    candidates = plain(problem)
     if others:
-        rivals = [*(peer for peer in rivals if peer.name == problem.yardstick), *others]
-    return checked(problem, SUITES[suite], problem.ours("reference"), rivals)[1]
+        candidates = [peer for peer in candidates if peer.name == problem.yardstick]
+        for other in others:
+            here = (
+                Candidate(other.name, "other", partial(lambda it: it, other)) if isinstance(other, Contender) else other
+            )
+            candidates.append(here)
+    _, _, peers, reasons = checked(problem, SUITES[suite], OPTIONS, candidates, CpuClock())
+    assert {peer.candidate.name for peer in peers} | set(reasons) == {candidate.name for candidate in candidates}
+    return {name: entry["reason"] for name, entry in reasons.items()}
 
 
 # ----------------------------------------------------------------------------------------------------- all are equal
@@ -78,7 +88,7 @@ def faults(problem: Problem, suite: str, *others: Contender) -> list[str]:
 @pytest.mark.parametrize("stage", [SHIFTED, UNSHIFTED], ids=["shifted", "unshifted"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_op_is_equal(stage: Stage, dtype: str, direction: str) -> None:
-    assert faults(op(stage, dtype, direction), "op") == []
+    assert left_out(op(stage, dtype, direction), "op") == {}
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -86,29 +96,77 @@ def test_every_op_is_equal(stage: Stage, dtype: str, direction: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_block_is_equal(stage: Stage, dtype: str, direction: str) -> None:
     problem = block(stage, dtype, direction)
-    names = [peer.name for peer in uncompiled(problem, "block")]
-    assert names == ["timm", "torchvision", "timm_sdpa"][: 2 if stage.version == 2 else 3]
-    assert faults(problem, "block") == []
+    names = [peer.name for peer in plain(problem)]
+    assert names == ["eager", "timm", "torchvision", "transformers", "timm_sdpa"][: 4 if stage.version == 2 else 5]
+    assert left_out(problem, "block") == {}
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_model_is_equal(name: str, dtype: str, direction: str) -> None:
-    assert faults(model(name, dtype, direction), "model") == []
+    assert left_out(model(name, dtype, direction), "dense" if name == "dense" else "model") == {}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_compiled_op_is_equal(dtype: str) -> None:
     problem = op(SHIFTED, dtype)
-    (contender,) = (peer for peer in problem.peers(("compile",)) if peer.name == "compile_eager_packed")
-    assert faults(problem, "op", contender) == []
+    (candidate,) = (peer for peer in problem.peers() if peer.name == "compile_eager_packed")
+    assert left_out(problem, "op", candidate) == {}
+
+
+@pytest.mark.parametrize("stage", [SHIFTED, UNSHIFTED], ids=["shifted", "unshifted"])
+def test_flex_attention_is_equal(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    problem = op(stage, "bf16", "fwd")
+    candidates = [peer for peer in problem.peers() if peer.family == "flex"]
+    assert [peer.name for peer in candidates] == ["flex", "flex_block_mask"][: 2 if stage.shift else 1]
+    assert left_out(problem, "op", *candidates) == {}
+
+
+def test_a_peer_that_does_not_run_is_left_out_with_its_reason() -> None:
+    problem = op(SHIFTED, "fp32")
+    (candidate,) = (peer for peer in problem.peers() if peer.name == "flex")
+    reason = "NotImplementedError: FlexAttention has no backward on a CPU"
+    assert left_out(problem, "op", candidate) == {"flex": reason}
+
+
+def test_a_yardstick_that_does_not_run_fails_the_row() -> None:
+    problem = op(SHIFTED, "fp32")
+
+    def broken() -> Contender:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        checked(problem, SUITES["op"], OPTIONS, [Candidate("eager", "eager", broken)], CpuClock())
+
+
+def test_after_the_time_of_a_run_no_peer_is_built() -> None:
+    problem = op(SHIFTED, "fp32")
+    late = replace(OPTIONS, deadline=0.0)
+    _, _, peers, reasons = checked(problem, SUITES["op"], late, plain(problem), CpuClock())
+    assert [peer.candidate.name for peer in peers] == ["eager"]
+    assert reasons["sdpa"] == {"family": "sdpa", "reason": "the time of the run was over"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_exported_model_is_equal(dtype: str) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    problem = model("v1", dtype, "fwd")
+    candidates = [peer for peer in problem.peers() if peer.family in ("onnxruntime", "openvino")]
+    found = left_out(problem, "model", *candidates)
+    if dtype == "bf16":  # OpenVINO has it on some processors
+        assert found.pop("onnxruntime") == "NotImplementedError: ONNX Runtime's CPU provider has no bfloat16 kernels"
+        assert found.pop("openvino", "NotImplementedError").startswith("NotImplementedError")
+    assert found == {}
 
 
 def test_a_compiled_block_is_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # a second instead of twenty
     problem = block(SHIFTED, "fp32")
-    assert faults(problem, "block", *problem.peers(("timm_compile",))) == []
+    candidates = [peer for peer in problem.peers() if peer.family == "timm_compile"]
+    assert [peer.name for peer in candidates] == ["timm_compile", "timm_compile_sdpa"]
+    assert left_out(problem, "block", *candidates) == {}
 
 
 # --------------------------------------------------------------------------------------------------- wrong operators
@@ -136,9 +194,18 @@ def with_one_nan(p: op_contenders.Problem, qkv: Tensor, table: Tensor) -> Tensor
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fault", [without_mask, with_transposed_bias, without_roll_back, with_one_nan])
 def test_a_wrong_op_is_found(dtype: str, fault: Callable[[op_contenders.Problem, Tensor, Tensor], Tensor]) -> None:
-    problem = op_contenders.Problem(OpRow(SHIFTED, 2, dtype, "fwd+bwd"))
-    wrong = OpContender("wrong", "sdpa", lambda qkv, table: (fault(problem, qkv, table),), problem)
-    assert any("wrong is not equal: out" in sentence for sentence in faults(problem, "op", wrong))
+    problem = op(SHIFTED, dtype)
+    wrong = OpContender("wrong", lambda qkv, table: (fault(problem, qkv, table),), problem)
+    assert left_out(problem, "op", wrong)["wrong"].startswith("not equal: out differs")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_our_own_mistake_fails_the_row(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    problem = op(SHIFTED, dtype)
+    wrong = OpContender("swin_fast", lambda qkv, table: (without_mask(problem, qkv, table),), problem)
+    monkeypatch.setattr(problem, "ours", lambda backend: wrong)
+    with pytest.raises(AssertionError, match="swin_fast is not equal: out differs"):
+        left_out(problem, "op")
 
 
 # ----------------------------------------------------------------------------------------------------- wrong modules
@@ -170,7 +237,7 @@ def test_a_wrong_block_is_found(dtype: str, fault: Callable[[nn.Module], None]) 
     problem = block(SHIFTED, dtype)
     wrong = problem.contender("wrong", "timm")
     fault(wrong.module)
-    assert any("wrong is not equal: out" in sentence for sentence in faults(problem, "block", wrong))
+    assert left_out(problem, "block", wrong)["wrong"].startswith("not equal: out differs")
 
 
 def test_another_gelu_is_found() -> None:
@@ -178,7 +245,7 @@ def test_another_gelu_is_found() -> None:
     problem = block(SHIFTED, "fp32", "fwd")
     wrong = problem.contender("wrong", "timm")
     tanh_instead_of_erf(wrong.module)
-    assert any("wrong is not equal: out" in sentence for sentence in faults(problem, "block", wrong))
+    assert left_out(problem, "block", wrong)["wrong"].startswith("not equal: out differs")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -187,14 +254,13 @@ def test_a_wrong_block_in_a_model_is_found(dtype: str, fault: Callable[[nn.Modul
     problem = model("v1", dtype, "fwd")
     wrong = problem.contender("wrong", "timm")
     fault(wrong.module.layers[0].blocks[1])
-    assert any("wrong is not equal: out" in sentence for sentence in faults(problem, "model", wrong))
+    assert left_out(problem, "model", wrong)["wrong"].startswith("not equal: out differs")
 
 
 def only(problem: block_contenders.Problem, wrong: ModuleContender) -> list[str]:
     """The names of the results that are found wrong."""
-    sentences = faults(problem, "block", wrong)
-    assert all(sentence.startswith("wrong is not equal: ") for sentence in sentences)
-    return [sentence.removeprefix("wrong is not equal: ").partition(" differs")[0] for sentence in sentences]
+    reason = left_out(problem, "block", wrong)["wrong"].removeprefix("not equal: ")
+    return [sentence.partition(" differs")[0] for sentence in reason.split("; ")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -226,7 +292,7 @@ def test_gradients_do_not_add_up_over_steps() -> None:
 
 def test_a_step_reaches_every_parameter_and_the_image_of_no_model() -> None:
     for problem, has_input_gradient in ((block(SHIFTED, "bf16"), True), (model("v2", "bf16"), False)):
-        for library in ("swin_fast", *problem.libraries):
+        for library in ("swin_fast", "eager", *problem.libraries):
             contender = problem.contender(library, library)
             contender.call()()
             assert all(parameter.grad is not None for parameter in contender.module.parameters()), library
@@ -242,7 +308,7 @@ def test_ours_runs_on_the_backend_that_was_asked_for() -> None:
 # ------------------------------------------------------------------------------------------------------------ weights
 
 
-@pytest.mark.parametrize("library", ["timm", "torchvision"])
+@pytest.mark.parametrize("library", ["timm", "torchvision"])  # transformers: test_peers.py
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_names_lead_there_and_back(name: str, library: str) -> None:
     problem = model(name, "fp32", "fwd")

@@ -129,8 +129,9 @@ def eager_twin(model: Swin) -> Swin:
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     twin = copy.deepcopy(model, shared)
     for block in list(twin.modules()):
-        if isinstance(getattr(block, "attn", None), WindowAttention):
-            block.attn = EagerAttention(block.attn)
+        attn = getattr(block, "attn", None)
+        if isinstance(attn, WindowAttention):
+            block.attn = EagerAttention(attn)
     for module in twin.modules():
         if type(module) is nn.Linear:
             module.__class__ = PlainLinear
