@@ -294,7 +294,7 @@ def draw_latency(figure: Figure, panels: list[dict[str, Any]]) -> None:
         axes.set_yscale("log")
         axes.set_ylim(0.6 * min(values), 1.5 * max(values))
         log_axis(axes, "y")
-        axes.set(title=panel["title"], ylabel="ms", xlim=(-0.6, len(cases) - 0.4))
+        axes.set(title=panel["title"], ylabel="ms, log scale", xlim=(-0.6, len(cases) - 0.4))
         axes.set_xticks(range(len(cases)), cases, fontsize=9 if sum(map(len, cases)) < 110 else 8)
         if sum(map(len, cases)) > 130:
             axes.tick_params(axis="x", rotation=20)

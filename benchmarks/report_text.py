@@ -111,8 +111,8 @@ def ratio(value: float | None) -> str:
 
 def spread(ratios: list[float]) -> str:
     """Geometric mean, and the least and the largest."""
-    if not ratios:
-        return "-"
+    if len(ratios) < 2:
+        return ratio(ratios[0] if ratios else None)
     return f"{geometric_mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
@@ -191,7 +191,8 @@ def summary(results: dict[str, Result]) -> str:
 
     def roofs(rows: list[Info]) -> str:
         found = [row["percent_of_roof"] for row in rows if row.get("percent_of_roof") is not None]
-        return f"{median(found):.0f} ({min(found):.0f} to {max(found):.0f})" if found else "-"
+        between = f" ({min(found):.0f} to {max(found):.0f})" if len(found) > 1 else ""
+        return f"{median(found):.0f}{between}" if found else "-"
 
     def bars(rows: list[Info]) -> str:
         found = [row["met"] for row in rows if row.get("met") is not None]
