@@ -19,6 +19,7 @@ PYTHON = sorted(
 )
 CPP = sorted(p for d in (CSRC, ROOT / "tests" / "cpp") for p in d.rglob("*") if p.suffix in (".h", ".cpp"))
 OTHER = [ROOT / name for name in ("CMakeLists.txt", "Makefile", "pyproject.toml", ".clang-format", ".ci/run")]
+OTHER += [ROOT / name for name in ("scripts/gpu_check.sh", "scripts/stream_probe.cu", "benchmarks/fma_peak.cpp")]
 
 # Lower first. A module imports modules of lower layers only; modules of one layer do not know each other.
 LAYERS = (
