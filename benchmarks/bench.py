@@ -68,6 +68,7 @@ def test_row(
     row: Row, in_time: None, benchmark: Any, suite: Suite, options: Options, ceilings: Ceilings, progress: Any
 ) -> None:
     torch.set_num_threads(row.threads)
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default for convolutions, which fp32 would have to answer for
     torch._dynamo.reset()  # each row compiles afresh: past its recompile limit torch.compile would silently run eager
     clock = CpuClock(row.threads) if options.device == "cpu" else CudaClock(suite.flush)
     problem = suite.problem(row, options.device)
