@@ -24,7 +24,7 @@ def peak_mb(call: Call, held: Iterable[Tensor], device: str) -> float:
         tensor.grad = None  # of the call before: a training step makes its own
     added = _added_on_gpu(call) if device == "cuda" else _added_on_cpu(call)
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
-    return round(1e-6 * (added + sum(storages.values())), 1)
+    return round(1e-6 * (added + sum(storages.values())), 3)
 
 
 def _added_on_gpu(call: Call) -> int:
