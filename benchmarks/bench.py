@@ -117,7 +117,7 @@ def test_row(
         images_per_s=significant(row.batch / target.best),
         peak_mb=peak_mb(target.call, mine.held(), options.device),
         error=rounded(error),
-        graph=graph_summary(graphs, peers),
+        graph=graph_summary(suite, graphs, peers),
         left_out=left_out,
     )
     progress.done(benchmark.extra_info)
@@ -235,13 +235,15 @@ def captured(peers: list[Peer], left_out: dict[str, dict[str, str]]) -> list[Clo
     return found
 
 
-def graph_summary(graphs: list[Clocked], peers: list[Peer]) -> dict[str, Any] | None:
+def graph_summary(suite: Suite, graphs: list[Clocked], peers: list[Peer]) -> dict[str, Any] | None:
     """Ours as a graph, over the best graph of a peer; what torch.compile makes of graphs by itself counts as one."""
     if not graphs:
         return None
     ours, *_ = graphs
-    by_graph = {peer.candidate.name: peer.graph.best for peer in peers if peer.graph}
-    by_graph |= {peer.candidate.name: peer.clocked.best for peer in peers if peer.candidate.family == "timm_cudagraphs"}
+    rivals = [peer for peer in peers if peer.candidate.family in suite.rivals]
+    by_graph = {peer.candidate.name: peer.graph.best for peer in rivals if peer.graph}
+    own = ("timm_cudagraphs", "timm_autotune")
+    by_graph |= {peer.candidate.name: peer.clocked.best for peer in rivals if peer.candidate.family in own}
     best = min(by_graph, key=by_graph.__getitem__, default=None)
     return {
         "ms": milliseconds(ours.best),

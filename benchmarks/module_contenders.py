@@ -166,7 +166,7 @@ class ModuleProblem(ABC):
             tuple(self.weights),
             self.row.backward,
             backend,
-            capturable=compiled != "cudagraphs",
+            capturable=compiled not in ("cudagraphs", "autotune"),  # they replay graphs of their own
         )
 
     def exact(self) -> dict[str, Tensor]:

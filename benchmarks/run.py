@@ -54,7 +54,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def target_of(options: argparse.Namespace) -> Path | None:
     """Where the result goes; None where a part of the rows or peers would overwrite the whole."""
-    whole = not (options.quick or options.toy or options.rows or options.peers or options.minutes)
+    whole = not (options.quick or options.toy or options.rows or options.peers or options.minutes is not None)
     return options.json or (ROOT / result_path(options.device, SUITES[options.suite].results) if whole else None)
 
 
@@ -69,7 +69,7 @@ def command_of(options: argparse.Namespace, path: Path) -> list[str]:
     command += ["--benchmark-only", "--benchmark-quiet", "--benchmark-disable-gc", f"--benchmark-json={path}"]
     command += [f"--suite={options.suite}", f"--device={options.device}", f"--peers={peers}", f"--budget={budget}"]
     command += [f"--backend={options.backend}"] if options.backend else []
-    command += [f"--minutes={options.minutes}"] if options.minutes else []
+    command += [f"--minutes={options.minutes}"] if options.minutes is not None else []
     command += ["--quick"] if options.quick else []
     command += ["--toy"] if options.toy else []
     command += ["-k", options.rows] if options.rows else []

@@ -49,7 +49,9 @@ class Suite:
         return any(row.bar is not None for row in self.rows("cpu"))
 
     def rows(self, device: str, toy: bool = False) -> tuple[Row, ...]:
-        return toy_rows(self.name) if toy else rows_of(self.name, device)
+        if not toy:
+            return rows_of(self.name, device)
+        return tuple(row for row in toy_rows(self.name) if device == "cpu" or row.threads == 1)
 
     def problem(self, row: Row, device: str) -> Problem:
         module = importlib.import_module(f".{self.module}", __package__)

@@ -82,6 +82,7 @@ def test_toy_rows_take_every_path(suite: str) -> None:
     assert {row.dtype_name for row in rows} == {"fp32", "bf16"}
     assert {row.threads for row in rows} == {1, 2}
     assert max(row.flops for row in rows) < 1e9
+    assert {row.threads for row in SUITES[suite].rows("cuda", toy=True)} == {1}
 
 
 def test_flops_and_bytes_of_the_op() -> None:
@@ -205,12 +206,15 @@ def test_graphs_are_held_against_graphs() -> None:
     with_graph, without, of_inductor = peer("timm", 3.0), peer("torchvision", 0.1), peer("timm_cudagraphs", 2.5)
     with_graph.graph = peer("timm", 2.0).clocked
     ours = peer("swin_fast", 0.5).clocked
-    assert graph_summary([], [with_graph]) is None
-    found = graph_summary([ours, with_graph.graph], [with_graph, without, of_inductor])
+    assert graph_summary(SUITES["model"], [], [with_graph]) is None
+    found = graph_summary(SUITES["model"], [ours, with_graph.graph], [with_graph, without, of_inductor])
     assert found == {"ms": 0.5, "best_peer": "timm", "peer_ms": 2.0, "ratio": 4.0}
-    found = graph_summary([ours], [without, of_inductor])
+    found = graph_summary(SUITES["model"], [ours], [without, of_inductor])
     assert found == {"ms": 0.5, "best_peer": "timm_cudagraphs", "peer_ms": 2.5, "ratio": 5.0}
-    assert graph_summary([ours], [without])["ratio"] is None
+    assert graph_summary(SUITES["model"], [ours], [without])["ratio"] is None
+    other_work = peer("cached", 0.6)
+    other_work.graph = peer("cached", 0.1).clocked
+    assert graph_summary(SUITES["op"], [ours], [other_work])["ratio"] is None
 
 
 def test_some_of_many_sentences() -> None:
@@ -298,6 +302,11 @@ def test_peers_of_another_suite_are_refused(given: str, complaint: str, capsys: 
     with pytest.raises(SystemExit):
         arguments(given.split())
     assert complaint in capsys.readouterr().err
+
+
+def test_no_minutes_are_a_limit() -> None:
+    assert "--minutes=0.0" in command_of(arguments(["--minutes=0"]), Path("x.json"))
+    assert target_of(arguments(["--minutes=0"])) is None
 
 
 def test_the_command_of_a_run() -> None:

@@ -39,7 +39,8 @@ class EagerAttention(nn.Module):
     def __init__(self, attn: WindowAttention) -> None:
         super().__init__()
         self.attn = attn
-        self._index = _relative_index(attn.window_size)
+        self._index: Tensor  # a buffer, so that it lies on the device of the parameters
+        self.register_buffer("_index", _relative_index(attn.window_size), persistent=False)
         self._masks: dict[tuple[Pair, Pair, torch.dtype, torch.device], Tensor] = {}
 
     def forward(self, x: Tensor, *, shift_size: Pair = (0, 0), pad_order: str = "pad_roll") -> Tensor:
@@ -90,7 +91,7 @@ class EagerAttention(nn.Module):
             scores = (q * self.attn.scale) @ k.transpose(-2, -1)
         else:
             scores = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)) * logit_scale.view(-1, 1, 1)
-        scores = scores + self.attn._bias_table()[self._index.to(qkv.device)].permute(2, 0, 1)
+        scores = scores + self.attn._bias_table()[self._index].permute(2, 0, 1)
         if any(shift_size):
             mask = self._mask((H, W), shift_size, qkv)
             scores = (scores.view(B, -1, *scores.shape[1:]) + mask[:, None]).view(scores.shape)
