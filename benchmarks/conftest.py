@@ -7,11 +7,13 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+import torch
 
 from .ceilings import Ceilings, ceilings
 from .machine import commit, environment, machine_info
@@ -105,6 +107,15 @@ def ceilings_fixture(request: pytest.FixtureRequest, suite: Suite, options: Opti
     request.config.stash[CEILINGS] = found
     print("\nceilings:", ", ".join(f"{name} {value:g}" for name, value in found.items()), flush=True)
     return found
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tests: as in the benchmarks; and more threads than cores take tens of times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -44,33 +44,32 @@ class Backbone(Wrapper):
         return self.module(images).feature_maps
 
 
-def block(stage: Stage, attention: str = "sdpa") -> nn.Module:
+def block(stage: Stage) -> nn.Module:
     models = transformers().models
     layer = models.swin.modeling_swin.SwinLayer if stage.version == 1 else models.swinv2.modeling_swinv2.Swinv2Layer
-    options = config(stage.version, attention, window_size=stage.window)
+    options = config(stage.version, window_size=stage.window)
     return Block(layer(options, stage.dim, (stage.size, stage.size), stage.heads, shift_size=stage.shift))
 
 
-def model(model: Model, attention: str = "sdpa") -> nn.Module:
+def model(model: Model) -> nn.Module:
     library = transformers()
     swin = library.SwinForImageClassification if model.version == 1 else library.Swinv2ForImageClassification
-    return Classifier(swin(config_of(model, attention, num_labels=CLASSES)))
+    return Classifier(swin(config_of(model, num_labels=CLASSES)))
 
 
-def backbone(model: Model, attention: str = "sdpa") -> nn.Module:
+def backbone(model: Model) -> nn.Module:
     """All stages of V1, each with a norm, whatever the size of the image. Their backbone of V2 has no norms."""
     if model.version != 1:
         raise NotImplementedError("transformers' backbone of Swin V2 has no norms")
     stages = [f"stage{i + 1}" for i in range(len(model.depths))]
-    swin = transformers().SwinBackbone(config_of(model, attention, out_features=stages))
+    swin = transformers().SwinBackbone(config_of(model, out_features=stages))
     swin.swin.layernorm = nn.Identity()  # they normalise the last map with it, too, and drop the result
     return Backbone(swin)
 
 
-def config_of(model: Model, attention: str, **more: Any) -> Any:
+def config_of(model: Model, **more: Any) -> Any:
     return config(
         model.version,
-        attention,
         image_size=model.image,
         embed_dim=model.dim,
         depths=model.depths,
@@ -80,9 +79,9 @@ def config_of(model: Model, attention: str, **more: Any) -> Any:
     )
 
 
-def config(version: int, attention: str, **options: Any) -> Any:
+def config(version: int, **options: Any) -> Any:
     if version == 1:
-        return transformers().SwinConfig(drop_path_rate=0.0, attn_implementation=attention, **options)
+        return transformers().SwinConfig(drop_path_rate=0.0, attn_implementation="sdpa", **options)
     return transformers().Swinv2Config(drop_path_rate=0.0, **options)
 
 

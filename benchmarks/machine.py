@@ -168,8 +168,14 @@ def gpu_facts() -> dict[str, Any] | None:
     }
 
 
+def find_nvcc() -> str | None:
+    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
+    return shutil.which("nvcc") or shutil.which("nvcc", path=str(toolkit))
+
+
 def nvcc_version() -> str | None:
-    found = re.search(r"release ([\d.]+)", output_of("nvcc", "--version") or "")
+    nvcc = find_nvcc()
+    found = re.search(r"release ([\d.]+)", (output_of(nvcc, "--version") if nvcc else None) or "")
     return found[1] if found else None
 
 

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
+from .machine import ROOT, find_nvcc
+
 SOURCE = ROOT / "scripts" / "stream_probe.cu"
 BUILT = ROOT / "build" / "stream_probe"
 TORCH = Path(torch.__file__).parent
@@ -38,11 +39,6 @@ Verdict = tuple[bool | None, str]  # None: cannot be checked here, and the words
 
 
 # --------------------------------------------------------------------------------------------------------------- build
-
-
-def find_nvcc() -> str | None:
-    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
-    return shutil.which("nvcc") or shutil.which("nvcc", path=str(toolkit))
 
 
 def compile_command(architecture: str | None, target: Path) -> list[str]:

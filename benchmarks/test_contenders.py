@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -41,13 +41,7 @@ OPTIONS = Options("cpu", "reference", (), budget=0.0, least_rounds=1, toy=True, 
 COMPILED = ("compile", "autotune", "flex", "onnxruntime", "openvino")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As in the benchmarks; and more threads than cores take tens of times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def op(stage: Stage, dtype: str, direction: str = "fwd+bwd") -> op_contenders.Problem:

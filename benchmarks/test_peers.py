@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,8 +12,11 @@ from torch import Tensor, nn
 import swin_fast
 
 from . import huggingface
+from .block_contenders import our_block
 from .cases import Model, Stage
+from .equality import relative_error
 from .exported import OnnxRuntime, OpenVino, onnx_file
+from .model_contenders import OurBackbone, our_model, timm_model
 from .weights import NAMING, load, random_weights
 
 BLOCKS = {f"block-v{version}": Stage("toy", 12, 2, 4, 2, head_dim=8, version=version) for version in (1, 2)}
@@ -24,50 +26,10 @@ MODELS = {f"model-v{version}": Model("toy", version, (32, 32), 4, **SMALL) for v
 BACKBONE = Model("toy", 1, (36, 52), 4, dim=16, depths=(2, 2, 2, 2), heads=(2, 4, 8, 16), geometry="dense")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # -------------------------------------------------------------------------------------------------------- transformers
-
-
-def our_block(stage: Stage) -> nn.Module:
-    block = swin_fast.SwinTransformerBlock if stage.version == 1 else swin_fast.SwinTransformerV2Block
-    return block(stage.dim, stage.size, stage.heads, window_size=stage.window, shift_size=stage.shift)
-
-
-def our_options(model: Model) -> dict[str, Any]:
-    return {
-        "img_size": model.image,
-        "embed_dim": model.dim,
-        "depths": model.depths,
-        "num_heads": model.heads,
-        "window_size": model.window,
-        "drop_path_rate": 0.0,
-        "geometry": model.geometry,
-    }
-
-
-def our_model(model: Model) -> nn.Module:
-    swin = swin_fast.SwinTransformer if model.version == 1 else swin_fast.SwinTransformerV2
-    return swin(**our_options(model))
-
-
-class OurBackbone(swin_fast.SwinTransformer):
-    """A normed map (B, C, H, W) of each stage."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__(**our_options(model), out_indices=tuple(range(len(model.depths))))
-        for i in self.out_indices:
-            self.add_module(f"norm{i}", nn.LayerNorm(model.dim * 2**i))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = enumerate(super().forward(images))
-        return tuple(self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2) for i, x in maps)
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -101,47 +63,34 @@ def run(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return outs
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    """Of the largest magnitude."""
-    assert found.shape == expected.shape
-    return ((found - expected).abs().max() / expected.abs().max()).item()
-
-
 @pytest.mark.parametrize("name", [*BLOCKS, *MODELS, "backbone"])
 def test_transformers_is_equal(name: str) -> None:
     """In float64, which its eager attention of V1 is not: this one is SDPA."""
     ours, theirs, x = pair(name)
     for found, expected in zip(run(theirs, x), run(ours, x), strict=True):
-        assert error(found, expected) < 1e-10
+        assert relative_error(found, expected) < 1e-10
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     for parameter_name, parameter in ours.named_parameters():
-        assert error(NAMING["transformers"].inward(gradients, parameter_name), parameter.grad) < 1e-10, parameter_name
+        assert relative_error(NAMING["transformers"].inward(gradients, parameter_name), parameter.grad) < 1e-10, (
+            parameter_name
+        )
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_transformers_without_its_mask_is_not_equal(name: str) -> None:
     ours, theirs, x = pair(name)
     theirs.module.get_attn_mask = lambda *args, **options: None
-    assert error(*run(theirs, x), *run(ours, x)) > 1e-2
+    assert relative_error(*run(theirs, x), *run(ours, x)) > 1e-2
 
 
 # ------------------------------------------------------------------------------------------- ONNX Runtime and OpenVINO
-
-
-def timm_model(model: Model) -> nn.Module:
-    timm = pytest.importorskip("benchmarks.peer_imports", reason="timm or torchvision is not installed").timm
-    if model.version == 1:
-        swin: Callable[..., nn.Module] = timm.models.swin_transformer.SwinTransformer
-    else:
-        swin = timm.models.swin_transformer_v2.SwinTransformerV2
-    options = {name: value for name, value in our_options(model).items() if name != "geometry"}
-    return swin(**options)
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Tensor, Tensor]:
     """A file, an input and the output that it should have."""
     pytest.importorskip("onnxscript", reason="onnxscript is not installed; `pip install .[bench]` brings it")
+    pytest.importorskip("benchmarks.peer_imports", reason="timm or torchvision is not installed")
     module = timm_model(MODELS[request.param])
     generator = torch.Generator().manual_seed(0)
     load(module, random_weights(module, generator))
@@ -171,8 +120,8 @@ def test_an_exported_model_is_equal(
     for factor in (-1, 1):  # what is reused between two calls does not mix them up
         found = run(factor * x)
     assert found.dtype == torch.float32
-    assert error(found, expected) < bound
-    assert error(run(-x), expected) > bound
+    assert relative_error(found, expected) < bound
+    assert relative_error(run(-x), expected) > bound
 
 
 def test_onnx_runtime_has_no_bf16() -> None:
