@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -10,11 +11,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from .cases import Row
 from .ceilings import Ceilings, ceilings
 from .machine import commit, environment, machine_info
 from .suites import SUITES, Suite
@@ -49,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--peers", help="families of peers, by comma")
     group.addoption("--budget", type=float, help="seconds of timed rounds per row")
     group.addoption("--minutes", type=float, default=math.inf, help="no row and no peer starts later")
+    group.addoption("--add", help="a result whose rows are not measured again")
     group.addoption("--quick", action="store_true", help="some rows alone")
     group.addoption("--toy", action="store_true", help="toy-sized rows")
 
@@ -60,15 +65,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--quick"):
-        dropped = [item for item in items if not is_quick(item)]
+    earlier = config.getoption("--add")
+    done = {it["param"] for it in json.loads(Path(earlier).read_text())["benchmarks"]} if earlier else set()
+
+    def kept(item: pytest.Item) -> bool:
+        row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
+        return not isinstance(row, Row) or (row.id not in done and (row.quick or not config.getoption("--quick")))
+
+    dropped = [item for item in items if not kept(item)]
+    if dropped:
         items[:] = [item for item in items if item not in dropped]
         config.hook.pytest_deselected(items=dropped)
 
 
-def is_quick(item: pytest.Item) -> bool:
-    row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
-    return row is None or row.quick
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """The result is written after each row: whatever ends the process later, this row is not lost."""
+    session = item.config._benchmarksession  # type: ignore[attr-defined]
+    if session.json:
+        session.handle_saving()
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +154,9 @@ class Progress:
 
 def outcome(info: dict[str, Any]) -> str:
     """Time and ratio to the best peer; to the one that the bar means, if it is another; the bar; who was left out."""
-    said = [f"{info['ms']:.3f} ms", f"{info['ratio']:.2f}x over {info['best_peer']}"]
+    said = [f"{info['ms']:.3f} ms"]
+    if info["best_peer"] is not None:
+        said.append(f"{info['ratio']:.2f}x over {info['best_peer']}")
     if info["held_against"] not in (None, info["best_peer"]):
         said.append(f"{info['held_ratio']:.2f}x over {info['held_against']}")
     if info["met"] is not None:
@@ -176,11 +192,16 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 def measured_on(config: pytest.Config) -> dict[str, Any]:
     return {
-        **machine_info(config.getoption("--device")),
+        **this_machine(config.getoption("--device")),
         "budget_s": config.getoption("--budget") or SUITES[config.getoption("--suite")].budget,
         "ceilings": config.stash.get(CEILINGS, {}),
         "load_average": [round(load, 1) for load in (*config.stash.get(LOAD, ()), os.getloadavg()[0])],
     }
+
+
+@cache
+def this_machine(device: str) -> dict[str, Any]:
+    return machine_info(device)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:

@@ -18,12 +18,12 @@ from .clocks import Call
 class Contender(ABC):
     """One way to solve a problem.
 
-    `capturable`: whether its calls can be captured in a CUDA graph; `in_torch`: whether its tensors are torch's.
+    `capturable`: whether its calls can be captured in a CUDA graph; `weighable`: whether memory.py sees what it holds.
     """
 
     name: str
     capturable: bool = field(default=True, kw_only=True)
-    in_torch: bool = field(default=True, kw_only=True)
+    weighable: bool = field(default=True, kw_only=True)
 
     @abstractmethod
     def call(self) -> Call:

@@ -9,11 +9,12 @@ which would be the same for all.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,8 @@ COMPILED: dict[str, dict[str, Any]] = {
     "autotune_freezing": {"options": {"freezing": True, "max_autotune": True}},
     "cudagraphs": {"mode": "reduce-overhead"},
 }
+#: Those that on a GPU replay graphs of their own.
+OWN_GRAPHS = ("autotune", "cudagraphs")
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,10 @@ class ModuleProblem(ABC):
         self.row = row
         self.device = device
         self.libraries = libraries
+        self._modules: dict[str, nn.Module] = {}
         self.yardstick = next((library for library in libraries if find_spec(library)), "eager")
         generator = torch.Generator().manual_seed(seed)
-        weights = random_weights(self.build("swin_fast"), generator)
+        weights = random_weights(self.built("swin_fast"), generator)
         self.weights = {name: weight.to(row.dtype) for name, weight in weights.items()}
         self.sums = tuple(gradient_of(name) for name in self.weights) if row.backward else ()
         x_shape, *out_shapes = self.shapes()
@@ -133,23 +137,28 @@ class ModuleProblem(ABC):
     def build(self, library: str) -> nn.Module:
         """The module of a library, without dropout and stochastic depth, weights as they come."""
 
+    def built(self, library: str) -> nn.Module:
+        """A copy: that takes a tenth of a second, where a library may draw its initial weights for seconds."""
+        if library not in self._modules:
+            self._modules[library] = self.build(library)
+        return copy.deepcopy(self._modules[library])
+
     def contender(
         self,
         name: str,
         library: str,
         *,
         dtype: torch.dtype | None = None,
-        images: slice = slice(None),
         sdpa: bool = False,
         compiled: str | None = None,
         backend: str | None = None,
     ) -> ModuleContender:
         """A module of its own, with the weights of the problem.
 
-        `images`: which of the batch; `sdpa`: timm's fused attention, TIMM_FUSED_ATTN=2; `compiled`: one of COMPILED.
+        `sdpa`: timm's fused attention, TIMM_FUSED_ATTN=2; `compiled`: one of COMPILED.
         """
         dtype = dtype or self.row.dtype
-        module = self.build("swin_fast" if library == "eager" else library)
+        module = self.built("swin_fast" if library == "eager" else library)
         if library == "eager":
             module = eager_twin(module)
         load(module, NAMING[library].outward(self.weights))
@@ -161,25 +170,28 @@ class ModuleProblem(ABC):
             library,
             module,
             torch.compile(module, dynamic=False, **COMPILED[compiled]) if compiled else module,
-            self.x[images].to(dtype, copy=True).requires_grad_(self.row.backward and self.input_gradient),
-            tuple(grad[images].to(dtype) for grad in self.grads),
+            self.x.to(dtype, copy=True).requires_grad_(self.row.backward and self.input_gradient),
+            tuple(grad.to(dtype) for grad in self.grads),
             tuple(self.weights),
             self.row.backward,
             backend,
-            capturable=compiled not in ("cudagraphs", "autotune"),  # they replay graphs of their own
+            capturable=compiled not in OWN_GRAPHS,
+            weighable=self.device == "cpu" or compiled not in OWN_GRAPHS,  # their memory is a pool that lives on
         )
 
     def exact(self) -> dict[str, Tensor]:
         """In float64, some images at a time: what a batch of 128 keeps for its backward fits no GPU in float64."""
-        parts = []
-        for start in range(0, self.row.batch, CHUNK):
-            images = slice(start, start + CHUNK)
-            parts.append(self.contender("exact", self.yardstick, dtype=torch.float64, images=images).results())
-        exact: dict[str, Tensor] = {}
-        for name in parts[0]:
-            pieces = [part[name] for part in parts]
-            exact[name] = torch.stack(pieces).sum(0) if name in self.sums else torch.cat(pieces)
-        return exact
+        whole = self.contender("exact", self.yardstick, dtype=torch.float64)
+        sums: dict[str, Tensor] = {}
+        pieces: dict[str, list[Tensor]] = {}
+        for x, *grads in zip(*(tensor.detach().split(CHUNK) for tensor in (whole.x, *whole.grads)), strict=True):
+            part = replace(whole, x=x.requires_grad_(whole.x.requires_grad), grads=tuple(grads))
+            for name, result in part.results().items():
+                if name in self.sums:
+                    sums[name] = sums[name] + result if name in sums else result
+                else:
+                    pieces.setdefault(name, []).append(result)
+        return {**{name: torch.cat(found) for name, found in pieces.items()}, **sums}
 
     def ours(self, backend: str | None) -> ModuleContender:
         return self.contender("swin_fast", "swin_fast", backend=backend)
@@ -193,7 +205,7 @@ class ModuleProblem(ABC):
         found = [candidate(library, library, library) for library in ("eager", *self.libraries)]
         if "timm" not in self.libraries:
             return found
-        fused = bool(find_spec("timm")) and bool(with_fused_attention(self.build("timm")))  # V1 alone has the choice
+        fused = bool(find_spec("timm")) and bool(with_fused_attention(self.built("timm")))  # V1 alone has the choice
         attentions = {"": False, "_sdpa": True} if fused else {"": False}
         if fused:
             found.append(candidate("timm_sdpa", "timm_sdpa", "timm", sdpa=True))
@@ -219,7 +231,7 @@ class ModuleProblem(ABC):
         plain = self.contender(name, "timm", dtype=torch.float32)
         run = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}[name](self.onnx, self.row.threads, self.row.dtype_name)
         return ModuleContender(
-            name, "timm", plain.module, run, plain.x, (), plain.names, False, capturable=False, in_torch=False
+            name, "timm", plain.module, run, plain.x, (), plain.names, False, capturable=False, weighable=False
         )
 
     @cached_property

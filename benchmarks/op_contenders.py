@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -75,8 +75,25 @@ class Problem:
         self.index = relative_position_index(self.w).to(device)
         self.regions = shift_regions(self.H, self.w, self.s).to(device) if self.s else None
         self.mask = None if self.regions is None else shift_mask(self.regions).to(row.dtype)
+        self._turns: dict[str, list[tuple[Tensor, ...]]] = {}
+
+    @cached_property
+    def cached_bias(self) -> Tensor:
         with torch.no_grad():
-            self.cached_bias = self.add_mask(self.bias(self.table)).contiguous()
+            return self.add_mask(self.bias(self.table)).contiguous()
+
+    def turns(self, order: str) -> list[tuple[Tensor, ...]]:
+        """Sets of inputs, with autograd where the row has a backward, that all contenders share: a GPU's calls take
+        them in turns, so that none finds in a cache what the call before has read.
+        """
+        if order not in self._turns:
+            inputs = (self.qkv, self.table) if order == "image" else (self.x, self.qkv_windows, self.table)
+            size = sum(tensor.nbytes for tensor in inputs)
+            copies = 0 if self.device == "cpu" else max(2, min(8, -(-ROTATED // size))) - 1
+            sets = [inputs, *(tuple(tensor.clone() for tensor in inputs) for _ in range(copies))]
+            backward = self.row.backward
+            self._turns[order] = [tuple(tensor.detach().requires_grad_(backward) for tensor in some) for some in sets]
+        return self._turns[order]
 
     # ------------------------------------------------------------------------------------------ what every suite has
 
@@ -114,17 +131,13 @@ class Problem:
         plain = {"eager": self.eager, "sdpa": self.sdpa}
         rearranged = {"eager_packed": self.eager_packed, "sdpa_shared_mask": self.sdpa_shared_mask}
         found = [candidate(name, name, function) for name, function in plain.items()]
-        for name, backend in PINNED[self.device].items():
-            found.append(candidate(f"sdpa_{name}", "sdpa", partial(pinned, backend, self.sdpa)))
         for name, function in rearranged.items():
             found.append(candidate(name, name.partition("_")[0], function, published=False))
         for name, function in {**plain, **rearranged}.items():
             found.append(candidate(f"compile_{name}", "compile", compiled(function), published=name in plain))
-        found += [
-            Candidate(name, "flex", partial(self.flex, name, **how))
-            for name, how in FLEX.items()
-            if (self.regions is not None or not how["block_mask"]) and (self.device == "cuda" or not how["forced"])
-        ]
+            if self.device == "cuda":
+                tuned = compiled(function, mode="max-autotune-no-cudagraphs")
+                found.append(candidate(f"autotune_{name}", "autotune", tuned, published=name in plain))
         found += [
             candidate("timm_eager", "timm_order", self.timm_eager, order="window"),
             candidate("timm_sdpa", "timm_order", self.timm_sdpa, order="window"),
@@ -133,12 +146,22 @@ class Problem:
         if not self.row.backward:  # in training the bias changes with each step: nothing to cache
             found.append(candidate("sdpa_cached", "cached", self.sdpa_cached))
             found.append(candidate("compile_sdpa_cached", "cached", compiled(self.sdpa_cached)))
+        # Last those that might leave a GPU in a state in which nobody else runs.
+        for name, backend in PINNED[self.device].items():
+            found.append(candidate(f"sdpa_{name}", "sdpa", partial(pinned, backend, self.sdpa)))
+        found += [
+            Candidate(name, "flex", partial(self.flex, name, **how))
+            for name, how in FLEX.items()
+            if (self.regions is not None or not how.get("block_mask"))
+            and (not how.get("forced") or (self.device == "cuda" and self.N < FLEX_DECODES))
+        ]
         return found
 
-    def flex(self, name: str, *, block_mask: bool, forced: bool) -> OpContender:
-        """FlexAttention: the bias by score_mod; the shift mask by score_mod, too, or by mask_mod, made beforehand.
+    def flex(self, name: str, *, block_mask: bool = False, forced: bool = False, dense: bool = False) -> OpContender:
+        """FlexAttention: the bias by score_mod, the shift mask too.
 
-        `forced`: its kernel for long sequences, not the one for decoding that it takes below 128 queries.
+        `block_mask`: the mask by mask_mod, made beforehand; `forced`: its kernel for long sequences; `dense`: the bias
+        is expanded before the kernel, which then reads it at (head, i, j), and not the table through its index.
         """
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -156,8 +179,10 @@ class Problem:
         options = {"FORCE_USE_FLEX_ATTENTION": True} if forced else None
 
         def function(qkv: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+            bias = self.bias(table).squeeze(0) if dense else None
+
             def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-                s = s + table[index[i, j], h]
+                s = s + (table[index[i, j], h] if bias is None else bias[h, i, j])
                 if regions is None or block_mask:
                     return s
                 return torch.where(regions[b % nW, i] == regions[b % nW, j], s, s - 100.0)
@@ -291,8 +316,8 @@ def window_reverse(windows: Tensor, w: int, size: int) -> Tensor:  # (B*nW, N, c
     return x.contiguous().view(-1, size, size, c)
 
 
-def compiled(function: Function) -> Function:
-    return torch.compile(function, dynamic=False)
+def compiled(function: Function, **how: Any) -> Function:
+    return torch.compile(function, dynamic=False, **how)
 
 
 def pinned(backend: SDPBackend, function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -309,11 +334,8 @@ class OpContender(Contender):
     order: str = field(default="image", kw_only=True)
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        problem = self.problem
-        if self.order == "image":
-            return problem.qkv, problem.table
-        return problem.x, problem.qkv_windows, problem.table
+    def turns(self) -> list[tuple[Tensor, ...]]:
+        return self.problem.turns(self.order)
 
     @property
     def grads(self) -> tuple[Tensor, ...]:
@@ -321,41 +343,30 @@ class OpContender(Contender):
         return (problem.grad_out,) if self.order == "image" else (problem.grad_x_windows, problem.grad_out)
 
     def held(self) -> Iterable[Tensor]:
-        return *self.inputs, *(self.grads if self.problem.row.backward else ())
+        return *self.turns[0], *(self.grads if self.problem.row.backward else ())
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         with torch.inference_mode():
             return self.function(*inputs)
 
-    def leaves(self) -> tuple[Tensor, ...]:
-        return tuple(x.detach().clone().requires_grad_() for x in self.inputs)
-
-    def copies(self) -> int:
-        """Sets of inputs that a GPU's calls take in turns."""
-        size = sum(x.nbytes for x in self.inputs)
-        return 1 if self.problem.device == "cpu" else max(2, min(8, -(-ROTATED // size)))
-
     def call(self) -> Call:
         """What is timed: the forward, or the forward and the gradients of all inputs."""
+        turns = itertools.cycle(self.turns)
         if not self.problem.row.backward:
-            sets = [self.inputs, *(tuple(x.clone() for x in self.inputs) for _ in range(self.copies() - 1))]
-            turns = itertools.cycle(sets)
             return lambda: self.forward(next(turns))
-        grads, turns = self.grads, itertools.cycle([self.leaves() for _ in range(self.copies())])
 
         def step() -> object:
-            leaves = next(turns)
-            return torch.autograd.grad(self.function(*leaves), leaves, grads)
+            inputs = next(turns)
+            return torch.autograd.grad(self.function(*inputs), inputs, self.grads)
 
         return step
 
     def results(self) -> dict[str, Tensor]:
         """Output and gradients under the names and in the layout that all contenders share."""
         if not self.problem.row.backward:
-            return {"out": self.forward(self.inputs)[-1]}
-        leaves = self.leaves()
-        outputs = self.function(*leaves)
-        *_, dqkv, dtable = torch.autograd.grad(outputs, leaves, self.grads)
+            return {"out": self.forward(self.turns[0])[-1]}
+        outputs = self.function(*self.turns[0])
+        *_, dqkv, dtable = torch.autograd.grad(outputs, self.turns[0], self.grads)
         if self.order == "window":
             problem = self.problem
             dqkv = window_reverse(dqkv, problem.w, problem.H)
@@ -365,8 +376,12 @@ class OpContender(Contender):
 
 #: Ways to run FlexAttention; "forced" means something on a GPU alone.
 FLEX = {
-    "flex": {"block_mask": False, "forced": False},
-    "flex_block_mask": {"block_mask": True, "forced": False},
-    "flex_forced": {"block_mask": False, "forced": True},
-    "flex_block_mask_forced": {"block_mask": True, "forced": True},
+    "flex": {},
+    "flex_dense_bias": {"dense": True},
+    "flex_block_mask": {"block_mask": True},
+    "flex_block_mask_dense_bias": {"block_mask": True, "dense": True},
+    "flex_forced": {"forced": True},
+    "flex_block_mask_dense_bias_forced": {"block_mask": True, "dense": True, "forced": True},
 }
+#: Below so many queries it takes its kernel for decoding, unless it is told to take the other.
+FLEX_DECODES = 128

@@ -26,7 +26,7 @@ Info = dict[str, Any]
 _LIBRARIES = ("timm", "timm_sdpa", "timm_compile", "timm_autotune", "timm_cudagraphs", "torchvision", "transformers")
 #: Families that do the same work on the same inputs as swin_fast, in the order of columns; others do other work.
 RIVALS = {
-    "op": ("eager", "sdpa", "compile", "flex"),
+    "op": ("eager", "sdpa", "compile", "autotune", "flex"),
     "block": ("eager", *_LIBRARIES, "onnxruntime", "openvino"),
     "model": ("eager", *_LIBRARIES, "onnxruntime", "openvino"),
     "dense": ("eager", "torchvision", "transformers"),
@@ -42,6 +42,7 @@ COLOURS = {
     "eager": "#999999",
     "sdpa": "#56B4E9",
     "compile": "#0072B2",
+    "autotune": "#1B3A57",
     "flex": "#009E73",
     "timm": "#0072B2",
     "timm_sdpa": "#56B4E9",

@@ -49,6 +49,7 @@ FAMILIES = {
     "eager": "plain PyTorch, step by step; in whole modules our own module in plain PyTorch",
     "sdpa": "`scaled_dot_product_attention`, bias and mask given as its mask",
     "compile": "`torch.compile` of eager and sdpa",
+    "autotune": "the same with `max-autotune`",
     "flex": "compiled FlexAttention, bias and mask as its score function",
     "cached": "other work: sdpa with bias and mask expanded before the clock runs",
     "timm_order": "other work: roll and partition move the input of the QKV linear, as in timm's model",
@@ -299,14 +300,20 @@ def about_machine(results: dict[str, Result]) -> list[str]:
     facts_grid = grid([Column("", lambda f: f["name"], "left"), Column("", lambda f: f["text"], "left")], told)
 
     def load(run: Info) -> str:
-        return " to ".join(f"{value:g}" for value in machine(run).get("load_average", [])) or "-"
+        found = machine(run).get("load_average", [])  # at the beginning and the end of each run
+        return ", ".join(f"{a:g} to {b:g}" for a, b in zip(found[::2], found[1::2], strict=True)) or "-"
+
+    def commits(run: Info) -> str:
+        """Of the last run, and of earlier ones whose rows were taken over."""
+        found = [run.get("commit_info", {}).get("id", "-"), *(row.get("commit") for row in rows_of(run))]
+        return ", ".join(dict.fromkeys(commit[:12] for commit in found if commit))
 
     runs = [{"suite": suite, **result} for suite, result in results.items()]
     names = list(dict.fromkeys(name for run in runs for name in machine(run).get("ceilings", {})))
     columns = [
         Column("suite", lambda run: run["suite"], "left"),
         Column("measured", lambda run: run.get("datetime", "-")[:16].replace("T", " "), "left"),
-        Column("commit", lambda run: run.get("commit_info", {}).get("id", "-")[:12], "left"),
+        Column("commit", commits, "left"),
         Column("rows", lambda run: str(len(run["benchmarks"]))),
         Column("s per row", lambda run: number(machine(run).get("budget_s"), 2), needed=False),
         Column("load average", load),
@@ -477,7 +484,7 @@ def left_out(devices: Devices) -> list[str]:
             grid([*columns, Column("rows", lambda line: str(line["rows"]))], lines),
         ]
     if lists:
-        parts += ["Rows that were not measured, since time ran out or they were not selected:", *lists]
+        parts += ["Rows that were not measured, since time or memory ran out or they were not selected:", *lists]
     return parts if lines or lists else [*parts, "Nothing."]
 
 

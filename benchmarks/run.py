@@ -13,15 +13,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .machine import ROOT, commit, environment, result_path
+from .additions import added, obstacles
+from .machine import ROOT, commit, environment, machine_info, result_path
 from .suites import SUITES
 from .table import show
 
 QUICK_BUDGET = 1.5
 TOY_BUDGET = 0.01
-#: Families that run only where --peers names them. On a CPU max-autotune takes minutes a row, whatever the size, and
-#: where it was tried (Swin-T, batch 1, frozen weights) was no faster than torch.compile's default.
-ASKED_FOR = {"cpu": ("timm_autotune",), "cuda": ()}
+#: Families that run only where --peers names them: max-autotune may take minutes a row. On a CPU, where it was tried
+#: (Swin-T, batch 1, frozen weights), it was no faster than torch.compile's default.
+ASKED_FOR = {"cpu": ("timm_autotune",), "cuda": ("autotune",)}
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,7 +43,15 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="no row and no peer starts later; the result names what is left")
     parser.add_argument("--backend", help="backend of swin_fast; default: its own choice")
     parser.add_argument(
-        "--json", type=Path, help="where to write; default for all rows and peers: benchmarks/results/DEVICE"
+        "--add",
+        type=Path,
+        metavar="JSON",
+        help="an earlier result of the same machine and versions: its rows are not measured again, but taken over",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="where to write; default: where --add is, and for all rows and peers benchmarks/results/DEVICE",
     )
     parser.add_argument("--allow-dirty", action="store_true", help="write results of a tree with uncommitted changes")
     options = parser.parse_args(given)
@@ -55,7 +64,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def target_of(options: argparse.Namespace) -> Path | None:
     """Where the result goes; None where a part of the rows or peers would overwrite the whole."""
     whole = not (options.quick or options.toy or options.rows or options.peers or options.minutes is not None)
-    return options.json or (ROOT / result_path(options.device, SUITES[options.suite].results) if whole else None)
+    default = ROOT / result_path(options.device, SUITES[options.suite].results) if whole else None
+    return options.json or options.add or default
 
 
 def command_of(options: argparse.Namespace, path: Path) -> list[str]:
@@ -70,6 +80,7 @@ def command_of(options: argparse.Namespace, path: Path) -> list[str]:
     command += [f"--suite={options.suite}", f"--device={options.device}", f"--peers={peers}", f"--budget={budget}"]
     command += [f"--backend={options.backend}"] if options.backend else []
     command += [f"--minutes={options.minutes}"] if options.minutes is not None else []
+    command += [f"--add={options.add.resolve()}"] if options.add else []
     command += ["--quick"] if options.quick else []
     command += ["--toy"] if options.toy else []
     command += ["-k", options.rows] if options.rows else []
@@ -96,6 +107,11 @@ def main() -> int:
         print("The tree has uncommitted changes, so nobody could repeat this result: commit, or pass --allow-dirty.")
         return 2
 
+    earlier = json.loads(options.add.read_text()) if options.add else None
+    if earlier and (why := obstacles(earlier, suite.name, machine_info(options.device), options.allow_dirty)):
+        print(f"--add: rows of {options.add} cannot stand beside new ones:", *why, sep="\n")
+        return 2
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / suite.results
         # A new process: the allocator and OpenMP read their settings when a process starts.
@@ -105,9 +121,11 @@ def main() -> int:
         if not path.exists() or not path.stat().st_size:
             return done.returncode or 1
         result = json.loads(path.read_text())
+    if earlier:
+        result = added(earlier, result, [row.id for row in suite.rows(options.device, options.toy)])
     print()
     show(result)
-    if done.returncode and not options.json:
+    if done.returncode and not (options.json or options.add):
         print("Some rows failed (see above): nothing is written.")
     elif target:
         target.parent.mkdir(parents=True, exist_ok=True)

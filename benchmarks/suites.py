@@ -68,16 +68,17 @@ SUITES = {
         Suite(
             name="op",
             module="op_contenders",
-            rivals=("eager", "sdpa", "compile", "flex"),
+            rivals=("eager", "sdpa", "compile", "autotune", "flex"),
             others=("cached", "timm_order"),
-            held_against=("eager", "sdpa", "compile"),
-            # Wide, since eager rounds every step; a forgotten mask or a wrong bias is an error of order 1.
-            equal={"fp32": 1e-5, "bf16": 5e-2, "fp16": 1e-2},
+            held_against=("eager", "sdpa", "compile", "autotune"),
+            # Wide, since eager rounds every step, and FlexAttention sums the table's gradient by atomic additions; a
+            # forgotten mask or a wrong bias is an error of order 1.
+            equal={"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2},
             rearranged=True,
             flush=True,
             legend=f"""\
 {_CLOCK}
-ratio: the best of eager, sdpa, compile and flex over swin_fast; published: the same without our own rearrangements of
+ratio: the best of the columns from eager to flex over swin_fast; published: the same without our own rearrangements of
 the peers. The columns cached (bias and mask expanded beforehand) and timm order (roll and partition before the QKV
 linear) are ratios, too, to peers that do less work or other work: benchmarks/README.md.""",
         ),

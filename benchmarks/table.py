@@ -59,7 +59,7 @@ def columns(suite: Suite, infos: list[Info]) -> list[Column]:
         Column("direction", "left", lambda info: info["direction"]),
         Column("swin_fast ms", "right", lambda info: number(info["ms"], 3)),
         *(of_family(family, "family_ms", 3) for family in suite.rivals if family in present),
-        Column("best peer", "left", lambda info: info["best_peer"]),
+        Column("best peer", "left", lambda info: info["best_peer"] or "-"),
         ratio,
     ]
     if suite.held_against != suite.rivals:

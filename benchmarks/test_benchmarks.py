@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from . import conftest
-from .bench import Peer, graph_summary, rounded, some, summary
+from .additions import added, obstacles
+from .admission import Admitted, some
 from .cases import Model, ModelRow, Row, toy_rows
 from .ceilings import roof
 from .clocks import Clocked, CpuClock
@@ -24,6 +25,7 @@ from .equality import relative_error, unequal
 from .machine import ROOT, commit, device_slug, environment, machine_info
 from .run import arguments, command_of, compact, target_of
 from .suites import SUITES, Suite
+from .summary import graph_summary, rounded, summary
 from .table import columns, show
 
 CEILINGS = {
@@ -154,9 +156,10 @@ def test_bars_of_blocks(row: str, bar: float) -> None:
     assert row_of("block", row).bar == bar
 
 
-def peer(family: str, ms: float) -> Peer:
+def peer(family: str, ms: float) -> Admitted:
     clocked = Clocked(family, family, lambda: None, CpuClock(), [2e-3 * ms, 1e-3 * ms])
-    return Peer(Candidate(family, family, lambda: pytest.fail("built")), None, {"out": 0.1}, clocked)  # type: ignore[arg-type]
+    candidate = Candidate(family, family, lambda: pytest.fail("built"))
+    return Admitted(candidate, None, {"out": 0.1}, 1.0, clocked)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("timm", "met"), [(1.19, False), (1.2, True)])
@@ -186,6 +189,18 @@ def test_a_row_without_the_peer_that_others_are_held_against() -> None:
     assert outcome({**info, "ms": 1000.0, "left_out": {}}) == "1000.000 ms, 1.50x over torchvision"
 
 
+def test_where_time_ran_out_nobody_is_the_best_peer() -> None:
+    row, suite = row_of("block", "swin_t_s1-shift3-b8-fp32-fwd"), SUITES["block"]
+    info = summary(row, suite, 1e-3, [peer("timm", 1.3)], CEILINGS, {"timm_compile"})
+    assert (info["best_peer"], info["ratio"], info["ratio_published"]) == (None, None, None)
+    assert (info["held_ratio"], info["met"], info["family_ratio"]) == (1.3, True, {"timm": 1.3})
+    assert outcome({**info, "ms": 1.0, "left_out": {}}) == "1.000 ms, 1.30x over timm, bar 1.2 met"
+    row, suite = row_of("op", "swin_t_s1-shift3-b8-fp32-fwd"), SUITES["op"]
+    info = summary(row, suite, 1e-3, [peer("eager", 4.0)], CEILINGS, {"compile"})
+    assert (info["best_peer"], info["held_ratio"], info["met"]) == (None, None, None)
+    assert summary(row, suite, 1e-3, [peer("eager", 4.0)], CEILINGS, {"cached"})["ratio"] == 4.0
+
+
 @pytest.mark.parametrize(("copy", "bound"), [(1000.0, "compute"), (1.0, "memory")])
 def test_the_roof_is_the_lower_one(copy: float, bound: str) -> None:
     row = row_of("op", "swin_t_s1-shift3-b8-fp32-fwd")
@@ -205,16 +220,17 @@ def test_a_row_is_held_against_its_own_threads() -> None:
 def test_graphs_are_held_against_graphs() -> None:
     with_graph, without, of_inductor = peer("timm", 3.0), peer("torchvision", 0.1), peer("timm_cudagraphs", 2.5)
     with_graph.graph = peer("timm", 2.0).clocked
-    ours = peer("swin_fast", 0.5).clocked
-    assert graph_summary(SUITES["model"], [], [with_graph]) is None
-    found = graph_summary(SUITES["model"], [ours, with_graph.graph], [with_graph, without, of_inductor])
+    ours = peer("swin_fast", 0.7)
+    assert graph_summary(SUITES["model"], ours, [with_graph]) is None
+    ours.graph = peer("swin_fast", 0.5).clocked
+    found = graph_summary(SUITES["model"], ours, [with_graph, without, of_inductor])
     assert found == {"ms": 0.5, "best_peer": "timm", "peer_ms": 2.0, "ratio": 4.0}
-    found = graph_summary(SUITES["model"], [ours], [without, of_inductor])
+    found = graph_summary(SUITES["model"], ours, [without, of_inductor])
     assert found == {"ms": 0.5, "best_peer": "timm_cudagraphs", "peer_ms": 2.5, "ratio": 5.0}
-    assert graph_summary(SUITES["model"], [ours], [without])["ratio"] is None
+    assert graph_summary(SUITES["model"], ours, [without])["ratio"] is None
     other_work = peer("cached", 0.6)
     other_work.graph = peer("cached", 0.1).clocked
-    assert graph_summary(SUITES["op"], [ours], [other_work])["ratio"] is None
+    assert graph_summary(SUITES["op"], ours, [other_work])["ratio"] is None
 
 
 def test_some_of_many_sentences() -> None:
@@ -366,7 +382,7 @@ def result_of(infos: list[dict[str, Any]], suite: str) -> dict[str, Any]:
     }
 
 
-def info_of(row: Row, suite: Suite, *peers: Peer) -> dict[str, Any]:
+def info_of(row: Row, suite: Suite, *peers: Admitted) -> dict[str, Any]:
     left_out = {"flex": {"family": "flex", "reason": "because"}}
     info = summary(row, suite, 1e-3, list(peers), CEILINGS)
     return {**info, "ms": 1.0, "graph": None, "peak_mb": 12.0, "left_out": left_out}
@@ -381,7 +397,17 @@ def headings(suite: str, *peers: str) -> list[str]:
 
 def test_headings() -> None:
     start, end = ["case", "B", "dtype", "direction", "swin_fast ms"], ["peak MB", "GFLOP/s", "GB/s", "% roof"]
-    op = ["eager", "sdpa", "best peer", "ratio", "over eager or sdpa or compile", "bar", "met", "published", "cached"]
+    op = [
+        "eager",
+        "sdpa",
+        "best peer",
+        "ratio",
+        "over eager or sdpa or compile or autotune",
+        "bar",
+        "met",
+        "published",
+        "cached",
+    ]
     assert headings("op", "eager", "sdpa", "cached") == [*start, *op, *end]
     peers = ["timm", "timm sdpa", "torchvision", "best peer", "ratio", "over timm"]
     assert headings("block", "timm", "timm_sdpa", "torchvision") == [*start, *peers, "bar", "met", *end]
@@ -406,6 +432,45 @@ def test_table(name: str, plain: bool, capsys: pytest.CaptureFixture[str], monke
     assert ("bars met" in text) == bool(bars)
     if bars:
         assert f"bars met: {sum(bar <= 1.1 for bar in bars)} of {len(bars)}" in text
+
+
+def part(names: str, ms: float, **changes: Any) -> dict[str, Any]:
+    result = result_of([], "op")
+    rows = [{"param": name, "extra_info": {"ms": ms}} for name in names]
+    return {**result, "benchmarks": rows, "not_measured": sorted({*"abcd"} - {*names}), **changes}
+
+
+def test_rows_of_an_earlier_run_are_taken_over_with_their_origin() -> None:
+    earlier = part("db", 1.0, datetime="1999-12-31", commit_info={"id": "old", "dirty": False})
+    found = added(earlier, part("ba", 2.0), list("abcd"))
+    rows = {row["param"]: row["extra_info"] for row in found["benchmarks"]}
+    assert list(rows) == ["a", "b", "d"]
+    assert rows == {"a": {"ms": 2.0}, "b": {"ms": 2.0}, "d": {"commit": "old", "datetime": "1999-12-31", "ms": 1.0}}
+    assert found["not_measured"] == ["c"]
+    assert (found["commit_info"]["id"], found["datetime"]) == ("abc", "2000-01-01")
+    assert found["machine_info"]["load_average"] == [1.0, 1.0, 1.0, 1.0]
+    later = added(found, part("c", 3.0), list("abcd"))
+    assert [row["extra_info"].get("commit") for row in later["benchmarks"]] == ["abc", "abc", None, "old"]
+
+
+def test_a_result_of_something_else_is_not_added_to() -> None:
+    told = machine_info("cpu")
+
+    def why(suite: str = "op", dirty: bool = False, **facts: Any) -> list[str]:
+        earlier = {"suite": suite, "commit_info": {"dirty": dirty}, "machine_info": {**told, **facts}}
+        return obstacles(earlier, "op", told)
+
+    assert why(ceilings={"copy_gb_per_s": 1.0}, load_average=[0.1, 0.2], budget_s=3.0) == []
+    assert why(suite="block") == ["it is of suite block, not op"]
+    assert why(dirty=True) == ["it was measured in a tree with uncommitted changes, so nobody could repeat it"]
+    assert why(torch={"version": "1.0"}) == [f"torch: it has {{'version': '1.0'}}, here it is {told['torch']}"]
+    assert why(peers={})[0].startswith("peers: it has {}, here it is {'timm': ")
+
+
+def test_add_writes_where_the_earlier_result_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert target_of(arguments(["--add", "part.json", "--rows", "b1"])) == Path("part.json")
+    assert target_of(arguments(["--add", "part.json", "--json", "whole.json"])) == Path("whole.json")
+    assert f"--add={Path('part.json').resolve()}" in command_of(arguments(["--add", "part.json"]), Path("x.json"))
 
 
 def test_the_tables_of_the_results_in_this_repository(capsys: pytest.CaptureFixture[str]) -> None:

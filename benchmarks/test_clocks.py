@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from . import bench
 from . import ceilings as ceilings_module
 from .bench import Told
 from .ceilings import ceilings, fma_peaks
-from .clocks import SHORT, Clocked, CpuClock, CudaClock, champions, graphed, interleave
+from .clocks import SHORT, Clocked, CpuClock, CudaClock, champions, interleave
 from .memory import peak_mb
+from .suites import SUITES
 
 
 def test_champions_are_the_fastest_of_each_group() -> None:
@@ -67,7 +69,7 @@ def test_a_clock_that_is_told() -> None:
 
 
 class FakeCuda:
-    """torch.cuda as far as clocks and graphs use it: a GPU on which each call takes 2 ms."""
+    """torch.cuda as far as the clock uses it: a GPU on which each call takes 2 ms."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -75,7 +77,7 @@ class FakeCuda:
     def __getattr__(self, name: str) -> Any:
         def record(*given: Any, **named: Any) -> Any:
             self.log.append(name)
-            return contextlib.nullcontext() if name in ("stream", "graph") else FakeObject(name, self.log)
+            return FakeObject(name, self.log)
 
         return record
 
@@ -93,27 +95,42 @@ class FakeObject:
         return 2.0
 
 
-def test_a_gpu_is_timed_by_events() -> None:
-    cuda = FakeCuda()
-    assert CudaClock(flush=False, cuda=cuda).slice(lambda: cuda.log.append("call"), 0.0) == 0.002
-    assert cuda.log == ["Event", "Event", "synchronize", "Event.record", "call", "Event.record", "Event.synchronize"]
+EVENTS = ["Event.record", "call", "Event.record", "Event.synchronize"]
 
 
-def test_a_flush_runs_before_the_first_event(monkeypatch: pytest.MonkeyPatch) -> None:
+def sliced(monkeypatch: pytest.MonkeyPatch, **how: bool) -> list[str]:
+    """What the clock asks of a GPU in one slice, without the making of its events."""
     cuda = FakeCuda()
     monkeypatch.setattr(torch, "empty", lambda size, dtype, device: FakeObject(f"cache of {size}", cuda.log))
-    clock = CudaClock(flush=True, cuda=cuda)
-    clock.slice(lambda: cuda.log.append("call"), 0.0)
-    assert cuda.log[-5:] == [f"cache of {2**28}.fill_", "Event.record", "call", "Event.record", "Event.synchronize"]
+    clock = CudaClock(**how, cuda=cuda)
+    cuda.log.clear()
+    assert clock.slice(lambda: cuda.log.append("call"), 0.0) == 0.002
+    return [step for step in cuda.log if step != "Event"]
 
 
-def test_a_graph_is_warmed_up_captured_and_replayed() -> None:
-    cuda = FakeCuda()
-    replay = graphed(lambda: cuda.log.append("call"), cuda=cuda)
-    assert cuda.log.count("call") == 4
-    assert cuda.log[-3:] == ["CUDAGraph", "graph", "call"]
-    replay()
-    assert cuda.log[-1] == "CUDAGraph.replay"
+def test_a_gpu_is_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sliced(monkeypatch) == ["synchronize", *EVENTS]
+
+
+def test_a_flush_has_ended_before_a_call_whose_launch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sliced(monkeypatch, flush=True) == [f"cache of {2**28}.fill_", "synchronize", *EVENTS]
+
+
+def test_a_call_whose_launch_is_hidden_waits_behind_the_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = ["synchronize", "_sleep", f"cache of {2**28}.fill_", *EVENTS]
+    assert sliced(monkeypatch, flush=True, hidden=True) == steps
+
+
+@pytest.mark.parametrize(("batch", "hidden"), [(8, False), (64, True)])
+def test_launches_of_large_batches_of_an_op_are_hidden(
+    monkeypatch: pytest.MonkeyPatch, batch: int, hidden: bool
+) -> None:
+    made = []
+    monkeypatch.setattr(bench, "CudaClock", lambda flush, hidden: made.append((flush, hidden)))
+    for suite in ("op", "model"):
+        row = replace(SUITES[suite].rows("cuda")[0], batch=batch)
+        bench.clock_of(row, SUITES[suite], "cuda")
+    assert made == [(True, hidden), (False, False)]
 
 
 # ------------------------------------------------------------------------------------------------- memory and ceilings

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import block_contenders, model_contenders, op_contenders
-from .bench import bounds, checked
+from .admission import bounds, checked
 from .cases import DIRECTIONS, BlockRow, Model, ModelRow, OpRow, Stage
 from .clocks import CpuClock
 from .conftest import Options
@@ -70,7 +70,7 @@ def left_out(problem: Problem, suite: str, *others: Contender | Candidate) -> di
                 Candidate(other.name, "other", partial(lambda it: it, other)) if isinstance(other, Contender) else other
             )
             candidates.append(here)
-    _, _, peers, reasons = checked(problem, SUITES[suite], OPTIONS, candidates, CpuClock())
+    _, peers, reasons = checked(problem, SUITES[suite], OPTIONS, candidates, CpuClock())
     assert {peer.candidate.name for peer in peers} | set(reasons) == {candidate.name for candidate in candidates}
     return {name: entry["reason"] for name, entry in reasons.items()}
 
@@ -114,7 +114,8 @@ def test_flex_attention_is_equal(monkeypatch: pytest.MonkeyPatch, stage: Stage) 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     problem = op(stage, "bf16", "fwd")
     candidates = [peer for peer in problem.peers() if peer.family == "flex"]
-    assert [peer.name for peer in candidates] == ["flex", "flex_block_mask"][: 2 if stage.shift else 1]
+    names = ["flex", "flex_dense_bias", "flex_block_mask", "flex_block_mask_dense_bias"]
+    assert [peer.name for peer in candidates] == names[: 4 if stage.shift else 2]
     assert left_out(problem, "op", *candidates) == {}
 
 
@@ -138,7 +139,7 @@ def test_a_yardstick_that_does_not_run_fails_the_row() -> None:
 def test_after_the_time_of_a_run_no_peer_is_built() -> None:
     problem = op(SHIFTED, "fp32")
     late = replace(OPTIONS, deadline=0.0)
-    _, _, peers, reasons = checked(problem, SUITES["op"], late, plain(problem), CpuClock())
+    _, peers, reasons = checked(problem, SUITES["op"], late, plain(problem), CpuClock())
     assert [peer.candidate.name for peer in peers] == ["eager"]
     assert reasons["sdpa"] == {"family": "sdpa", "reason": "the time of the run was over"}
 

@@ -19,9 +19,10 @@
 # It uses the Python that is active, installs nothing, needs no network and no git, and leaves the GPU's settings alone.
 # OUT                folder of the results, and of what each stage said, STAGE.log; default gpu_out
 # PYTHON             the Python used; default python3
-# COMPUTE_SANITIZER  where that program is, if not on PATH
+# COMPUTE_SANITIZER  where that program is, if neither on PATH nor in CUDA_HOME
 # LIMIT              seconds that a stage may take, builds and all; default 535
 # ROWS, PEERS        of the bench stages: other rows (a -k expression of pytest) and families than the stage's own
+# ADD                of a bench stage: an earlier result of it; only rows that this lacks are measured
 # SWIN_FAST_COMMIT, SWIN_FAST_DIRTY   for the benchmarks, where there is no .git: which commit this is, 0 if it is clean
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,7 +30,8 @@ cd "$(dirname "$0")/.."
 STAGES=(facts verify sanitize tune bench-op bench-model bench-peers)
 OUT=${OUT:-gpu_out}
 PYTHON=${PYTHON:-python3}
-COMPUTE_SANITIZER=${COMPUTE_SANITIZER:-compute-sanitizer}
+COMPUTE_SANITIZER=${COMPUTE_SANITIZER:-$(PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v compute-sanitizer ||
+  echo compute-sanitizer)}
 LIMIT=${LIMIT:-535}
 LAST_CALL=75 # seconds before that, no row and no peer starts: those that have started have to end
 
@@ -38,15 +40,19 @@ wrong_usage() {
   exit 2
 }
 
-# Stops a program where the stage's time is over.
-within_limit() { timeout "$((LIMIT > SECONDS ? LIMIT - SECONDS : 1))" "$@"; }
-
-# A fresh machine has nothing built; where all is built this takes a second.
-build() { within_limit make --no-print-directory build VENV=none PYTHON="$PYTHON" SWIN_FAST_BUILD=auto; }
+# Stops a program where the stage's time is over; one in a compiler that does not listen half a minute later.
+within_limit() { timeout -k 30 "$((LIMIT > SECONDS ? LIMIT - SECONDS : 1))" "$@"; }
 
 # Those that this version brings, by comma.
 gpu_backends() {
   "$PYTHON" -c "from swin_fast.ops import OVERLOADS; print(*(b for b in ('triton', 'cuda') if b in OVERLOADS), sep=',')"
+}
+
+# A fresh machine has nothing built; where all is built this takes a second. Nobody asks a GPU for the CPU library alone.
+build() {
+  local wanted=none
+  if [[ $dry_run || $(gpu_backends) == *cuda* ]]; then wanted=auto; fi
+  within_limit make --no-print-directory build VENV=none PYTHON="$PYTHON" SWIN_FAST_BUILD=$wanted
 }
 
 facts() {
@@ -128,13 +134,17 @@ tune() {
 # bench SUITE RESULT ROWS PEERS: "" are all of them.
 bench() {
   local suite=$1 result=$2 rows=${ROWS:-$3} peers=${PEERS:-$4}
+  if [[ -z $dry_run && ! -e .git && (-z ${SWIN_FAST_COMMIT:-} || ${SWIN_FAST_DIRTY:-1} != 0) ]]; then
+    echo "bench: there is no .git; want SWIN_FAST_COMMIT=<commit> SWIN_FAST_DIRTY=0, or nobody could repeat the result" >&2
+    exit 2
+  fi
   if [[ $dry_run ]]; then # toys have other names, and compilers their test in benchmarks/test_toy.py
     rows='' peers=${PEERS:-$(first_peers "$suite")}
   fi
   build
   within_limit "$PYTHON" -m benchmarks.run --suite "$suite" --device "$device" --json "$OUT/$result" \
     --minutes "$(((LIMIT - LAST_CALL - SECONDS) / 60))" ${rows:+--rows "$rows"} ${peers:+--peers "$peers"} \
-    ${dry_run:+--toy --allow-dirty}
+    ${ADD:+--add "$ADD"} ${dry_run:+--toy --allow-dirty}
 }
 
 first_peers() { if [[ $1 == op ]]; then echo eager,sdpa; else echo eager,timm; fi; }

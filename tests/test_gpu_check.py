@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.out, self.record = folder / "out", folder / "record"
         self.python, self.sanitizer = folder / "python", folder / "sanitizer"
+        self.script = SCRIPT
         for path, text in ((self.python, PYTHON), (self.sanitizer, SANITIZER)):
             path.write_text(text)
             path.chmod(0o755)
@@ -59,10 +61,12 @@ class Machine:
             "BREAKS": "nothing",
             "TOOL_SAYS": CLEAN,
             "TOOL_STATUS": "0",
+            "SWIN_FAST_COMMIT": "abc",
+            "SWIN_FAST_DIRTY": "0",
             **changes,
         }
         return subprocess.run(
-            [str(SCRIPT), *arguments], capture_output=True, text=True, env=environment, timeout=60, check=False
+            [str(self.script), *arguments], capture_output=True, text=True, env=environment, timeout=60, check=False
         )
 
     @property
@@ -152,6 +156,43 @@ def test_rows_peers_and_the_limit_can_be_told(machine: Machine, stage: str) -> N
     done = machine(stage, ROWS="b128 and bf16", PEERS="timm", LIMIT="200")
     assert done.returncode == 0, done.stderr
     assert machine.commands[-1].endswith(" --minutes 2 --rows b128 and bf16 --peers timm")
+    done = machine(stage, ADD="earlier.json")
+    assert done.returncode == 0, done.stderr
+    assert machine.commands[-1].endswith(" --add earlier.json")
+
+
+@pytest.mark.parametrize(("backends", "wanted"), [("", "none"), ("triton", "none"), ("triton,cuda", "auto")])
+def test_the_cpu_library_is_built_with_that_of_cuda_alone(machine: Machine, backends: str, wanted: str) -> None:
+    machine.python.write_text(PYTHON.replace("$*", "$* build=$SWIN_FAST_BUILD", 1))
+    assert machine("bench-op", GPU_BACKENDS=backends).returncode == 0
+    assert machine.commands[0] == f"{BUILD} build={wanted}"
+    assert machine("--dry-run", "bench-op", GPU_BACKENDS=backends).returncode == 0
+    assert machine.commands[0] == f"{BUILD} build=auto"
+
+
+@pytest.mark.parametrize("told", [{}, {"SWIN_FAST_COMMIT": "abc"}, {"SWIN_FAST_COMMIT": "abc", "SWIN_FAST_DIRTY": "1"}])
+def test_without_git_a_clean_commit_is_asked_for_before_anything_is_built(
+    machine: Machine, tmp_path: Path, told: dict[str, str]
+) -> None:
+    copy = tmp_path / "tree" / "scripts" / SCRIPT.name
+    copy.parent.mkdir(parents=True)
+    shutil.copy(SCRIPT, copy)
+    machine.script = copy
+    changes = {"SWIN_FAST_COMMIT": "", "SWIN_FAST_DIRTY": "1", **told}
+    done = machine("bench-op", **changes)
+    assert done.returncode == 2
+    assert "want SWIN_FAST_COMMIT=<commit> SWIN_FAST_DIRTY=0" in done.stdout
+    assert machine.commands == []
+    (tmp_path / "tree" / ".git").touch()
+    assert "want SWIN_FAST_COMMIT" not in machine("bench-op", **changes).stdout
+
+
+def test_the_sanitizer_of_the_toolkit_is_found(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    machine.sanitizer.rename(tmp_path / "bin" / "compute-sanitizer")
+    done = machine("sanitize", COMPUTE_SANITIZER="", CUDA_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert machine.words() == [f"{tool}: clean" for tool in TOOLS]
 
 
 def test_verify_without_a_gpu_backend_says_so(machine: Machine) -> None:
