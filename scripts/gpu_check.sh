@@ -135,7 +135,7 @@ tune() {
 bench() {
   local suite=$1 result=$2 rows=${ROWS:-$3} peers=${PEERS:-$4}
   if [[ -z $dry_run && ! -e .git && (-z ${SWIN_FAST_COMMIT:-} || ${SWIN_FAST_DIRTY:-1} != 0) ]]; then
-    echo "bench: there is no .git; want SWIN_FAST_COMMIT=<commit> SWIN_FAST_DIRTY=0, or nobody could repeat the result" >&2
+    echo "bench: no .git here; want SWIN_FAST_COMMIT=<commit> SWIN_FAST_DIRTY=0, or nobody could repeat the result" >&2
     exit 2
   fi
   if [[ $dry_run ]]; then # toys have other names, and compilers their test in benchmarks/test_toy.py
