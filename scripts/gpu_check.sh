@@ -48,7 +48,7 @@ gpu_backends() {
   "$PYTHON" -c "from swin_fast.ops import OVERLOADS; print(*(b for b in ('triton', 'cuda') if b in OVERLOADS), sep=',')"
 }
 
-# A fresh machine has nothing built; where all is built this takes a second. Nobody asks a GPU for the CPU library alone.
+# A fresh machine has nothing built; where all is built this takes a second. The CPU library comes with that of CUDA.
 build() {
   local wanted=none
   if [[ $dry_run || $(gpu_backends) == *cuda* ]]; then wanted=auto; fi
