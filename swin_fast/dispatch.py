@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .backends import native
+from .backends import native, triton_ops
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}  # other devices: reference
@@ -52,8 +52,10 @@ def why_not(backend: str, problem: Problem) -> list[str]:
     check_backend(backend)
     if backend == "cpu":
         return _why_not_cpu(problem)
-    if backend in ("triton", "cuda"):
-        return [f"the {backend} backend is not part of this version of swin_fast"]
+    if backend == "triton":
+        return _why_not_triton(problem)
+    if backend == "cuda":
+        return ["the cuda backend is not part of this version of swin_fast"]
     return []
 
 
@@ -182,6 +184,19 @@ def _why_not_cpu(problem: Problem) -> list[str]:
             reasons.append(f"the cpu backend takes windows of up to {limits['max_window_area']} tokens")
         if problem.head_dim > limits["max_head_dim"]:
             reasons.append(f"the cpu backend takes head dimensions up to {limits['max_head_dim']}")
+    return reasons
+
+
+def _why_not_triton(problem: Problem) -> list[str]:
+    reasons = triton_ops.why_not()
+    wanted = "cpu" if triton_ops.INTERPRETED else "cuda"
+    if problem.device_type != wanted:
+        where = " in Triton's interpreter (TRITON_INTERPRET=1)" if triton_ops.INTERPRETED else ""
+        reasons.append(f"the triton backend takes tensors on {wanted}{where}, not on {problem.device_type}")
+    if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        reasons.append(f"the triton backend takes float32, float16 and bfloat16, not {_name(problem.dtype)}")
+    if problem.capability is not None and problem.capability < (8, 0):
+        reasons.append("the triton backend takes GPUs of compute capability 8.0 or later")
     return reasons
 
 

@@ -20,9 +20,9 @@ from torch._ops import OpOverload
 from torch.autograd.function import FunctionCtx
 
 from . import reference
-from .backends import native
+from .backends import native, triton_ops
 
-OVERLOADS = ("reference", "cpu")
+OVERLOADS = ("reference", "cpu", "triton")
 
 _ARGUMENTS = (
     "Tensor qkv, Tensor? bias, Tensor? logit_scale, Tensor? pad_value, "
@@ -183,4 +183,7 @@ WINDOW_ATTENTION_BWD = {backend: bwd for backend, (_, bwd) in _table.items()}
 
 _library.impl(WINDOW_ATTENTION_FWD["reference"], _reference_fwd, "CompositeExplicitAutograd")
 _library.impl(WINDOW_ATTENTION_BWD["reference"], _reference_bwd, "CompositeExplicitAutograd")
+for key in triton_ops.DISPATCH_KEYS:
+    _library.impl(WINDOW_ATTENTION_FWD["triton"], triton_ops.window_attention_fwd, key)
+    _library.impl(WINDOW_ATTENTION_BWD["triton"], triton_ops.window_attention_bwd, key)
 native.cpu_library()  # registers window_attention_{fwd,bwd}.cpu under the CPU key

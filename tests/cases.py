@@ -35,6 +35,8 @@ DIFFERENCE_ERROR = 1e-7
 #: Seconds in which a forked child must have finished.
 FORK_SECONDS = 20.0
 
+#: Of `Case.work`, in Triton's interpreter.
+MOST_INTERPRETED = 6
 #: Names of the native CPU paths, from the plainest on.
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
 
@@ -81,6 +83,12 @@ class Case:
     @property
     def N(self) -> int:
         return self.window[0] * self.window[1]
+
+    @property
+    def work(self) -> float:
+        """Tiles of 64 x 64 scores, at least one for each (window, head)."""
+        windows = math.prod(-(-size // w) for size, w in zip((self.H, self.W), self.window, strict=True))
+        return self.B * self.nH * windows * max(1, self.N / 64) ** 2
 
     @property
     def seed(self) -> int:

@@ -19,17 +19,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from cases import ISAS, Case
+from cases import ISAS, MOST_INTERPRETED, Case
 from swin_fast import dispatch, ops
-from swin_fast.backends import native
+from swin_fast.backends import native, triton_ops
 
 REQUIRED = tuple(filter(None, os.environ.get("SWIN_FAST_REQUIRE", "").split(",")))
 
 if unknown := set(REQUIRED) - set(dispatch.BACKENDS):
     raise pytest.UsageError(f"SWIN_FAST_REQUIRE: got {sorted(unknown)}, want some of {', '.join(dispatch.BACKENDS)}")
 
-#: What the tests run over.
-BACKENDS = tuple(dict.fromkeys((*ops.OVERLOADS, *REQUIRED)))
+#: Triton's interpreter runs kernels on tensors of the CPU, at 20 ms for each (window, head).
+INTERPRETED = triton_ops.INTERPRETED
+if INTERPRETED:
+    import triton_interpreter
+
+    triton_interpreter.install()
+collect_ignore = [] if INTERPRETED else ["test_triton_interpreted.py"]
+#: What the tests run over: of the overloads for GPUs those that can run here, and whatever is required.
+BACKENDS = tuple(
+    dict.fromkeys(
+        [name for name in ops.OVERLOADS if name != "triton" or INTERPRETED or torch.cuda.is_available()] + [*REQUIRED]
+    )
+)
 #: Those with kernels of ours: what takes minutes runs over them alone.
 KERNELS = tuple(name for name in BACKENDS if name != "reference")
 
@@ -51,8 +62,7 @@ class KernelPath:
 
 
 def _device(backend: str) -> str:
-    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-    return "cuda" if backend in ("triton", "cuda") and not interpreted else "cpu"
+    return "cuda" if backend == "cuda" or (backend == "triton" and not INTERPRETED) else "cpu"
 
 
 def _require(backend: str, device: str, dtype: torch.dtype, window_area: int, head_dim: int) -> None:
@@ -97,6 +107,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, parameters in (("path", _PATHS), ("native_path", [path for path in _PATHS if path[0] != "reference"])):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, parameters, ids=_id, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The interpreter is given cases of a few windows alone: what they compute, not how much, is what differs."""
+    if not INTERPRETED:
+        return
+
+    def is_large(item: pytest.Item) -> bool:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        case = parameters.get("case")
+        return isinstance(case, Case) and case.work > MOST_INTERPRETED
+
+    dropped = [item for item in items if is_large(item)]
+    items[:] = [item for item in items if not is_large(item)]
+    config.hook.pytest_deselected(items=dropped)
 
 
 @pytest.fixture

@@ -24,7 +24,12 @@ OTHER += [ROOT / name for name in ("scripts/gpu_check.sh", "scripts/stream_probe
 # Lower first. A module imports modules of lower layers only; modules of one layer do not know each other.
 LAYERS = (
     {"backends"},
-    {"backends.native", "reference"},
+    {"backends.triton_window"},
+    {"backends.triton_fwd"},
+    {"backends.triton_bwd"},
+    {"backends.triton_bias", "backends.triton_bwd_blocks"},
+    {"backends.triton_launch"},
+    {"backends.native", "backends.triton_ops", "reference"},
     {"dispatch", "ops"},
     {"functional", "geometry", "linear"},
     {"layers"},
@@ -42,6 +47,8 @@ LAYERS = (
 )
 # What a module may use besides the standard library.
 THIRD_PARTY = {
+    **{f"backends.triton_{name}": {"triton"} for name in ("window", "fwd", "bwd", "bwd_blocks", "bias")},
+    "backends.triton_launch": {"torch", "triton"},
     "demo": {"torch", "numpy", "matplotlib", "PIL", "rich"},
     "demo_picture": {"torch", "numpy", "matplotlib", "PIL"},
     "doctor": {"torch", "rich"},
@@ -107,7 +114,7 @@ def test_imports_run_one_way(module: str) -> None:
 
 
 def test_the_parser_of_imports_sees_every_form() -> None:
-    assert imports("dispatch")[0] == {"backends.native"}
+    assert imports("dispatch")[0] == {"backends.native", "backends.triton_ops"}
     assert imports("")[0] == {"attention", "blocks", "dispatch", "functional", "layers", "models"}
     assert "rich" in imports("doctor")[1]  # imported inside a function
 

@@ -16,7 +16,7 @@ import torch
 
 import swin_fast
 from swin_fast import dispatch
-from swin_fast.backends import native
+from swin_fast.backends import native, triton_ops
 from swin_fast.dispatch import BACKENDS, Problem
 
 HALF, SINGLE, DOUBLE = torch.float16, torch.float32, torch.float64
@@ -44,26 +44,60 @@ def fresh_choices() -> Any:
     dispatch._resolve_once.cache_clear()
 
 
+@pytest.fixture
+def triton_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if Triton were there, and its interpreter off."""
+    monkeypatch.setattr(triton_ops, "why_not", list)
+    monkeypatch.setattr(triton_ops, "INTERPRETED", False)
+
+
+def test_triton_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_ops, "find_spec", lambda name: None)
+    problem = Problem(SINGLE, "cuda", (9, 0), 49, 32)
+    assert dispatch.choose(problem) == "reference"
+    assert dispatch.why_not("triton", problem) == ["Triton is not installed; `pip install triton` brings it"]
+
+
+def test_the_interpreter_takes_tensors_of_the_cpu_if_it_is_forced(
+    cpu_built: None, triton_installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_ops, "INTERPRETED", True)
+    problem = Problem(SINGLE, "cpu", None, 49, 32)
+    assert (dispatch.choose(problem), dispatch.choose(problem, "triton")) == ("cpu", "triton")
+    assert "in Triton's interpreter" in dispatch.why_not("triton", Problem(SINGLE, "cuda", (9, 0), 49, 32))[0]
+
+
 #: (problem, automatic choice, {backend: a part of its reason}); a backend that is not named can run the problem.
-LATER = {"triton": "not part of this version", "cuda": "not part of this version"}
+LATER = {"cuda": "not part of this version"}
+CUDA_ALONE = {"triton": "takes tensors on cuda, not on", **LATER}
 TABLE = [
-    (Problem(SINGLE, "cpu", None, 49, 32), "cpu", LATER),
-    (Problem(HALF, "cpu", None, 144, 32), "cpu", LATER),
-    (Problem(torch.bfloat16, "cpu", None, 1024, 128), "cpu", LATER),
-    (Problem(SINGLE, "cpu", None, 1, 2), "cpu", LATER),
-    (Problem(DOUBLE, "cpu", None, 49, 32), "reference", {"cpu": "not float64", **LATER}),
-    (Problem(SINGLE, "cpu", None, 1025, 32), "reference", {"cpu": "up to 1024 tokens", **LATER}),
-    (Problem(SINGLE, "cpu", None, 49, 130), "reference", {"cpu": "up to 128", **LATER}),
-    (Problem(SINGLE, "cuda", (9, 0), 49, 32), "reference", {"cpu": "on cpu, not on cuda", **LATER}),
-    (Problem(HALF, "cuda", (7, 5), 49, 32), "reference", {"cpu": "on cpu, not on cuda", **LATER}),
-    (Problem(SINGLE, "mps", None, 49, 32), "reference", {"cpu": "on cpu, not on mps", **LATER}),
-    (Problem(HALF, "xpu", None, 49, 32), "reference", {"cpu": "on cpu, not on xpu", **LATER}),
-    (Problem(SINGLE, "meta", None, 49, 32), "reference", {"cpu": "on cpu, not on meta", **LATER}),
+    (Problem(SINGLE, "cpu", None, 49, 32), "cpu", CUDA_ALONE),
+    (Problem(HALF, "cpu", None, 144, 32), "cpu", CUDA_ALONE),
+    (Problem(torch.bfloat16, "cpu", None, 1024, 128), "cpu", CUDA_ALONE),
+    (Problem(SINGLE, "cpu", None, 1, 2), "cpu", CUDA_ALONE),
+    (Problem(DOUBLE, "cpu", None, 49, 32), "reference", {"cpu": "not float64", **CUDA_ALONE}),
+    (Problem(SINGLE, "cpu", None, 1025, 32), "reference", {"cpu": "up to 1024 tokens", **CUDA_ALONE}),
+    (Problem(SINGLE, "cpu", None, 49, 130), "reference", {"cpu": "up to 128", **CUDA_ALONE}),
+    (Problem(SINGLE, "cuda", (9, 0), 49, 32), "triton", {"cpu": "on cpu, not on cuda", **LATER}),
+    (Problem(HALF, "cuda", (8, 0), 1024, 128), "triton", {"cpu": "on cpu, not on cuda", **LATER}),
+    (
+        Problem(HALF, "cuda", (7, 5), 49, 32),
+        "reference",
+        {"cpu": "on cpu, not on cuda", "triton": "compute capability 8.0 or later", **LATER},
+    ),
+    (
+        Problem(DOUBLE, "cuda", (9, 0), 49, 32),
+        "reference",
+        {"cpu": "on cpu, not on cuda", "triton": "not float64", **LATER},
+    ),
+    (Problem(SINGLE, "mps", None, 49, 32), "reference", {"cpu": "on cpu, not on mps", **CUDA_ALONE}),
+    (Problem(HALF, "xpu", None, 49, 32), "reference", {"cpu": "on cpu, not on xpu", **CUDA_ALONE}),
+    (Problem(SINGLE, "meta", None, 49, 32), "reference", {"cpu": "on cpu, not on meta", **CUDA_ALONE}),
 ]
 
 
 @pytest.mark.parametrize(("problem", "choice", "reasons"), TABLE, ids=[str(row[0]).replace(" ", "-") for row in TABLE])
-def test_table(cpu_built: None, problem: Problem, choice: str, reasons: dict[str, str]) -> None:
+def test_table(cpu_built: None, triton_installed: None, problem: Problem, choice: str, reasons: dict[str, str]) -> None:
     assert dispatch.choose(problem) == choice
     for backend in BACKENDS:
         sentences = dispatch.why_not(backend, problem)
@@ -155,7 +189,7 @@ def test_a_forced_backend_that_cannot_run_raises_through_the_public_function() -
     qkv = torch.zeros(1, 4, 4, 3, 1, 2)
     with pytest.raises(NotImplementedError, match="not part of this version"):
         swin_fast.window_attention(qkv, None, window_size=2, backend="cuda")
-    with swin_fast.use_backend("triton"), pytest.raises(NotImplementedError, match="not part of this version"):
+    with swin_fast.use_backend("triton"), pytest.raises(NotImplementedError, match="takes tensors on cuda, not on cpu"):
         swin_fast.window_attention(qkv, None, window_size=2)
     with pytest.raises(NotImplementedError, match="not float64"):
         swin_fast.window_attention(qkv.double(), None, window_size=2, backend="cpu")
@@ -226,7 +260,8 @@ def test_explain_names_every_backend_its_state_and_its_reasons(cpu_built: None) 
     assert list(rows) == list(BACKENDS)
     assert "chosen" in rows["cpu"]
     assert "can" in rows["reference"].split()
-    assert "not part of this version" in rows["triton"]
+    assert "takes tensors on cuda, not on cpu" in rows["triton"]
+    assert "not part of this version" in rows["cuda"]
     assert "float64 cpu N=64 hd=16" in swin_fast.explain(DOUBLE, "cpu", (8, 8), 16)
     assert "not float64" in swin_fast.explain(DOUBLE)
     assert "not on mps" in swin_fast.explain(device="mps")

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton backend without a GPU: its kernels in Triton's interpreter, and their binaries for GPUs not here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import triton
+
+from swin_fast.backends import triton_bwd, triton_bwd_blocks, triton_fwd, triton_launch
+from triton_gate import SHARED, Binary, compile_kernel, loop_lengths
+
+BF16, FP32 = torch.bfloat16, torch.float32
+#: One of each kind of tensor core; sm_89 is as sm_80, with less shared memory.
+ARCHS = (80, 90, 100, 120)
+HERE = Path(__file__).parent
+#: Which tests of all backends run in the interpreter, by a -k expression. Others make too many windows for it.
+INTERPRETED = {
+    "test_triton_interpreted.py": "",
+    "test_window_attention.py": "triton and not peak_memory and not (non_finite_bias and relative)",
+    "test_registration.py": "triton and (opcheck or absent or saved_for or refuses_to_be)",
+    "test_torch_integration.py": "triton and (one_node or vmap or casts_qkv)",
+}
+#: Bytes of stack of the kernels that spill registers, where `launches` compiles them: {kernel: {what: bytes}}, `what`
+#: as in `name_of`. The aim is none; what stands here is known, and may not grow.
+SPILLS = json.loads((HERE / "triton_spills.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", INTERPRETED)
+def test_the_tests_of_all_backends_in_the_interpreter(file: str, tmp_path: Path) -> None:
+    """In a process of its own, since Triton reads TRITON_INTERPRET when kernels are imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "SWIN_FAST_REQUIRE": "triton"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", INTERPRETED[file]]
+    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+# --------------------------------------------------------------------------------------------------- the compile gate
+
+
+def constants(window: int, *, everything: bool = False, hd: int = 32) -> dict[str, Any]:
+    """A shifted block with a bias; `everything`: with padding, a pad value and cosine attention, too."""
+    return {
+        "WH": window,
+        "WW": window,
+        "HD": hd,
+        "D": max(16, triton.next_power_of_2(hd)),
+        "HAS_BIAS": True,
+        "COSINE": everything,
+        "HAS_PAD": everything,
+        "PADDED": everything,
+        "SHIFTED": True,
+        "ROLL_PAD": False,
+        "WIDE": False,
+        "PRECISION": "ieee",
+    }
+
+
+def launches(dtype: torch.dtype, window: int, hd: int = 32) -> list[tuple[Any, dict[str, int], int]]:
+    """(kernel, tiles, warps) of what a call and its backward launch, as `triton_launch` chooses."""
+    N, found = window**2, []
+    chosen = triton_launch.forward_parameters(dtype, N, hd)
+    tiles = {"ROWS": chosen.rows, "KEYS": chosen.keys}
+    if chosen.keys + chosen.more_keys >= N:
+        found.append((triton_fwd.whole_windows, {**tiles, "MORE_KEYS": chosen.more_keys}, chosen.warps))
+    else:
+        found.append((triton_fwd.rows_of_windows, tiles, chosen.warps))
+    chosen = triton_launch.backward_parameters(dtype, N, hd)
+    tiles = {"ROWS": chosen.rows, "KEYS": chosen.keys}
+    if chosen.rows >= N:
+        found.append((triton_bwd.small_windows_bwd, {"ROWS": chosen.rows}, chosen.warps))
+    elif chosen.keys + chosen.more_keys >= N:
+        found.append((triton_bwd.whole_windows_bwd, {**tiles, "MORE_KEYS": chosen.more_keys}, chosen.warps))
+    else:
+        found += [(kernel, tiles, chosen.warps) for kernel in BLOCKS]
+    return found
+
+
+BLOCKS = (triton_bwd_blocks.query_rows_bwd, triton_bwd_blocks.key_rows_bwd)
+
+
+def compiled() -> list[tuple[int, torch.dtype, int, bool]]:
+    """(arch, dtype, window, everything) of the gate: what Swin has most on every architecture, the rest on one."""
+    found = [(arch, BF16, window, everything) for arch in ARCHS for window in (7, 12) for everything in (False, True)]
+    found += [(arch, FP32, window, False) for arch in ARCHS for window in (7, 12)]
+    return [*found, (90, BF16, 8, False), (90, BF16, 16, False), (89, BF16, 7, False), (90, torch.float16, 7, False)]
+
+
+def name_of(arch: int, dtype: torch.dtype, window: int, everything: bool) -> str:
+    return f"sm_{arch}-{str(dtype).removeprefix('torch.')}-w{window}{'-everything' if everything else ''}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", compiled(), ids=lambda what: name_of(*what))
+def test_kernels_compile_to_what_a_gpu_can_run(what: tuple[int, torch.dtype, int, bool]) -> None:
+    arch, dtype, window, everything = what
+    for kernel, tiles, warps in launches(dtype, window):
+        binary = compile_kernel(kernel, dtype, arch, {**constants(window, everything=everything), **tiles}, warps)
+        name = kernel.fn.__name__
+        print(f"{name} {name_of(*what)}: {binary}")
+        known = SPILLS.get(name, {}).get(name_of(*what), 0)
+        assert binary.faults(tensor_cores=dtype != FP32, stack=known) == [], name
+
+
+#: Warp instructions that an H200 can issue for a (window, head) while its memory moves the bytes of one: 132
+#: multiprocessors of four schedulers at 1.755 GHz, 4.3 TB/s. The loop over windows is held against it.
+ISSUE_SLOTS = {(7, "whole_windows"): 2703, (7, "small_windows_bwd"): 4731}
+#: The least part of the bandwidth that the instructions of a kernel leave possible on sm_90.
+LEAST_PART = {(7, "whole_windows"): 1.0, (7, "small_windows_bwd"): 0.88}
+
+
+@pytest.mark.slow
+def test_instructions_leave_the_bandwidth_within_reach() -> None:
+    for kernel, tiles, warps in launches(BF16, 7):
+        binary = compile_kernel(kernel, BF16, 90, {**constants(7), **tiles}, warps)
+        key = (7, kernel.fn.__name__)
+        part = ISSUE_SLOTS[key] / max(binary.loops)
+        print(f"{key[1]}: {max(binary.loops)} warp instructions, {part:.0%} of the bandwidth")
+        assert part >= LEAST_PART[key]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "arch", "changes", "fault"),
+    [
+        (triton_fwd.whole_windows, FP32, 90, {"ROWS": 64, "KEYS": 64, "MORE_KEYS": 0}, "bytes of stack, allowed 0"),
+        (triton_fwd.rows_of_windows, FP32, 89, {"ROWS": 128, "KEYS": 128}, "bytes of shared memory, sm_89 has"),
+        (triton_fwd.whole_windows, FP32, 90, {"ROWS": 64, "KEYS": 64, "MORE_KEYS": 0}, "no tensor core instruction"),
+        (
+            triton_fwd.whole_windows,
+            FP32,
+            90,
+            {"ROWS": 64, "KEYS": 64, "MORE_KEYS": 0, "PRECISION": "tf32"},
+            "a tensor core instruction in float32",
+        ),
+    ],
+    ids=["spill", "shared", "no-tensor-core", "tf32"],
+)
+def test_the_gate_finds_what_is_wrong(
+    kernel: Any, dtype: torch.dtype, arch: int, changes: dict[str, Any], fault: str
+) -> None:
+    binary = compile_kernel(kernel, dtype, arch, {**constants(7), **changes}, 4)
+    faults = binary.faults(tensor_cores="PRECISION" not in changes)
+    assert any(fault in found for found in faults), faults
+
+
+def test_a_trap_and_too_much_tensor_memory_are_faults() -> None:
+    good = Binary(90, 100, 0, SHARED[90], 512, trap=False, tensor_cores=True, loops=())
+    assert good.faults(tensor_cores=True) == []
+    assert replace(good, trap=True).faults(tensor_cores=True) == ["its body is a trap"]
+    much = replace(good, tensor_columns=576)
+    assert much.faults(tensor_cores=True) == ["576 columns of tensor memory, there are 512"]
+
+
+def test_loops_are_counted_from_a_label_to_the_branch_back() -> None:
+    line = "        /*0000*/                   FADD R1, R1, R2 ;\n"
+    back = "        /*0000*/              @P0 BRA `(.L_x_1) ;\n"
+    forward = "        /*0000*/                   BRA `(.L_x_2) ;\n"
+    assert loop_lengths(3 * line + ".L_x_1:\n" + 120 * line + back + forward + ".L_x_2:\n" + line) == [121]
+    assert loop_lengths(".L_x_1:\n" + 20 * line + back) == []

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels in Triton's interpreter, on a CPU. Collected only with TRITON_INTERPRET=1, which Triton reads when
+kernels are imported: `test_triton.py` runs this file, and the tests of all backends, in a process of their own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import mmap
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+import oracles
+import triton_interpreter
+from cases import DTYPE_IDS, DTYPES, Case, make_inputs
+from comparison import check
+from swin_fast.backends import triton_bwd, triton_fwd, triton_launch, triton_window
+
+per_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS.get)
+GRADIENTS = ("dq", "dk", "dv", "dbias", "dlogit_scale", "dpad_k", "dpad_v")
+SHIFTED = Case(13, 11, (7, 7), (3, 3), 1, 16, pad_value=True)
+COSINE = Case(9, 10, (5, 4), (2, 3), 2, 16, cosine=True, pad_value=True, bias="dense")
+MIDDLE = Case(12, 13, (12, 12), (6, 6), 1, 32, pad_value=True)
+
+
+def verdict(case: Case, dtype: torch.dtype = torch.float32) -> None:
+    inputs, truth = oracles.problem(case, dtype, "cpu")
+    check(f"triton {DTYPE_IDS[dtype]} {case}", truth.comparisons(oracles.run_op(inputs, "triton"), dtype))
+
+
+# ----------------------------------------------------------------------------------------------------- the interpreter
+
+
+@triton.jit
+def product(a, b, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    at = i[:, None] * N + i[None, :]
+    tl.store(out + at, tl.dot(tl.load(a + at), tl.load(b + at)))
+
+
+@triton.jit
+def rounded(x, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(out + i, tl.load(x + i).to(tl.bfloat16))
+
+
+@triton.jit
+def counted(out, first, last):
+    count = 0
+    for _i in range(first, first + last):
+        count += 1
+    tl.store(out, count)
+
+
+def multiplies() -> bool:
+    a, b = torch.randn(2, 16, 16).bfloat16()
+    out = torch.empty(16, 16)
+    product[(1,)](a, b, out, N=16)
+    return torch.allclose(out, a.float() @ b.float(), atol=1e-4)
+
+
+def rounds() -> bool:
+    x = torch.tensor([1.00390625, 1.01171875, 3.3e38, 4e-42, -3e-39, 0.1, float("inf"), 0.0])
+    out = torch.empty(8, dtype=torch.bfloat16)
+    rounded[(1,)](x, out, N=8)
+    return torch.equal(out, x.bfloat16())
+
+
+def counts() -> bool:
+    out = torch.zeros(1, dtype=torch.int32)
+    try:
+        counted[(1,)](out, 2, 3)
+    except Exception:
+        return False
+    return out.item() == 3
+
+
+@pytest.mark.parametrize("works", [multiplies, rounds, counts])
+def test_a_mend_of_the_interpreter_works_and_is_needed(works: Callable[[], bool]) -> None:
+    assert works()
+    triton_interpreter.uninstall()
+    try:
+        assert not works(), "the interpreter does this by itself now: the mend can go"
+    finally:
+        triton_interpreter.install()
+
+
+# -------------------------------------------------------------------------------------------------------- determinism
+
+
+@pytest.mark.parametrize("case", [SHIFTED, COSINE, MIDDLE], ids=str)
+def test_owners_and_programs_do_not_change_what_is_of_one_window(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    """Another number of multiprocessors cuts the work into other programs."""
+    inputs = make_inputs(case, torch.bfloat16)
+    results = []
+    for multiprocessors in (1, 2, 100):
+        monkeypatch.setattr(triton_launch, "INTERPRETED_MULTIPROCESSORS", multiprocessors)
+        results.append(oracles.run_op(inputs, "triton"))
+    for name in ("out", "dq", "dk", "dv"):
+        assert all(torch.equal(result[name], results[0][name]) for result in results), name
+    for name in set(GRADIENTS) & results[0].keys():
+        assert all(torch.allclose(r[name], results[0][name], rtol=1e-2, atol=1e-2) for r in results), name
+
+
+@pytest.mark.parametrize("case", [SHIFTED, COSINE], ids=str)
+def test_offsets_of_64_bits_are_the_same(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    inputs = make_inputs(case, torch.float32)
+    narrow = oracles.run_op(inputs, "triton")
+    monkeypatch.setattr(triton_launch._Call, "extents", (2**31,))
+    wide = oracles.run_op(inputs, "triton")
+    assert all(torch.equal(wide[name], narrow[name]) for name in narrow)
+
+
+@per_dtype
+@pytest.mark.parametrize("case", [SHIFTED, COSINE, Case(9, 9, (9, 9), (4, 4), 1, 32)], ids=str)
+def test_every_kernel_takes_every_window(monkeypatch: pytest.MonkeyPatch, case: Case, dtype: torch.dtype) -> None:
+    """What a window is computed by is a matter of speed alone: here by the kernels for large windows."""
+    blocks = triton_launch.Parameters(rows=16, keys=32, more_keys=0, warps=4, units=2)
+    assert blocks.keys < case.N or blocks.rows < case.N
+    chosen = replace(blocks, keys=16) if case.N <= 32 else blocks
+    monkeypatch.setattr(triton_launch, "forward_parameters", lambda *_: chosen)
+    monkeypatch.setattr(triton_launch, "backward_parameters", lambda *_: chosen)
+    verdict(case, dtype)
+    keys, more = triton_launch._keys(case.N)
+    whole = replace(blocks, keys=max(16, keys), more_keys=more)
+    monkeypatch.setattr(triton_launch, "forward_parameters", lambda *_: whole)
+    monkeypatch.setattr(triton_launch, "backward_parameters", lambda *_: whole)
+    verdict(case, dtype)
+
+
+# -------------------------------------------------------------------------------------------------------- planted bugs
+
+
+@triton.jit
+def region_of_one_size(position, padded, window, shift):
+    return tl.where(shift == 0, 0, (position >= padded - window).to(tl.int32))
+
+
+@triton.jit
+def pixel_not_rolled_over(position, size, padded, shift, ROLL_PAD: tl.constexpr):
+    pixel = position + shift
+    return tl.where(pixel < size, pixel, -1)
+
+
+@triton.jit
+def rows_without_padding(rows, pad, pad_value, d, HD: tl.constexpr, PADDED: tl.constexpr, HAS_PAD: tl.constexpr):
+    return rows
+
+
+@triton.jit
+def border_of_rows_alone(window, nWw, nWh, sh, sw):
+    return (sh != 0) & (window // nWw == nWh - 1)
+
+
+@triton.jit
+def bias_transposed(bias, head, rows, keys, N: tl.constexpr, HAS_BIAS: tl.constexpr):
+    inside = (rows < N)[:, None] & (keys < N)[None, :]
+    return tl.load(bias + head * (N * N) + rows[:, None] + keys[None, :] * N, mask=inside, other=0.0)
+
+
+@triton.jit
+def top_of_nothing(top):
+    return top
+
+
+@triton.jit
+def radial_part_forgotten(along, rows, factor, grad):
+    return grad * factor[:, None]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "wrong", "case"),
+    [
+        (triton_window, "axis_region", region_of_one_size, SHIFTED),
+        (triton_window, "axis_pixel", pixel_not_rolled_over, Case(14, 14, (7, 7), (3, 3), 1, 16)),
+        (triton_fwd, "with_padding", rows_without_padding, SHIFTED),
+        (triton_bwd, "with_padding", rows_without_padding, SHIFTED),
+        (triton_fwd, "has_border", border_of_rows_alone, SHIFTED),
+        (triton_bwd, "load_bias", bias_transposed, SHIFTED),
+        (triton_bwd, "normalized_gradient", radial_part_forgotten, COSINE),
+        (triton_fwd, "finite_top", top_of_nothing, replace(SHIFTED, mask_value=float("-inf"))),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_planted_bug_is_found(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, wrong: object, case: Case
+) -> None:
+    if wrong is top_of_nothing:
+        inputs = make_inputs(case, torch.float32)
+        assert inputs.bias is not None
+        dead = replace(inputs, bias=torch.full_like(inputs.bias, float("-inf")))
+        assert not oracles.run_op_forward(dead, "triton").any()
+        monkeypatch.setattr(module, name, wrong)
+        assert oracles.run_op_forward(dead, "triton").isnan().any()
+        return
+    verdict(case)
+    monkeypatch.setattr(module, name, wrong)
+    with pytest.raises(AssertionError, match="FAIL"):
+        verdict(case)
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def guarded(tensor: Tensor, at_end: bool) -> Tensor:
+    """A copy whose memory ends, or begins, at a page that must not be touched."""
+    page = mmap.PAGESIZE
+    pages = -(-tensor.nbytes // page)
+    area = mmap.mmap(-1, (pages + 2) * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for guard in (start, start + (pages + 1) * page):
+        if libc.mprotect(ctypes.c_void_p(guard), page, mmap.PROT_READ & 0) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+    first = page + (pages * page - tensor.nbytes if at_end else 0)
+    data = np.frombuffer(area, dtype=np.uint8, count=tensor.nbytes, offset=first)
+    copy = torch.from_numpy(data).view(tensor.dtype).view(tensor.shape)
+    return copy.copy_(tensor)
+
+
+def run_guarded(case: Case, at_end: bool, wrong: bool) -> None:
+    """In a child process: a touch of a guard page ends it."""
+    faulthandler.disable()
+    if wrong:
+        triton_fwd.load_rows = past_the_end
+    inputs = make_inputs(case, torch.float32)
+    tensors = (inputs.qkv, inputs.bias, inputs.logit_scale, inputs.pad_value)
+    options = (case.window, case.shift, case.effective_scale, case.pad_order, case.mask_value)
+    given = [None if tensor is None else guarded(tensor, at_end) for tensor in tensors]
+    triton_launch.window_attention_fwd(*given, *options)
+    triton_launch.window_attention_bwd(guarded(inputs.grad_out, at_end), *given, *options)
+
+
+@triton.jit
+def past_the_end(base, rows, real, d, HD: tl.constexpr):
+    return tl.load(base + rows[:, None] + d[None, :] + 4096, mask=real[:, None] & (d < HD)[None, :], other=0.0)
+
+
+def exit_status(case: Case, at_end: bool, wrong: bool = False) -> int | None:
+    child = multiprocessing.get_context("fork").Process(target=run_guarded, args=(case, at_end, wrong))
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+@pytest.mark.parametrize("at_end", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize("case", [SHIFTED, COSINE, Case(9, 9, (9, 9), (4, 4), 1, 30)], ids=str)
+def test_nothing_is_touched_outside_of_the_tensors(case: Case, at_end: bool) -> None:
+    assert exit_status(case, at_end) == 0
+
+
+def test_a_load_past_the_end_is_found() -> None:
+    assert exit_status(SHIFTED, at_end=True, wrong=True) == -11
