@@ -137,7 +137,7 @@ def test_instructions_leave_the_bandwidth_within_reach() -> None:
     ("kernel", "dtype", "arch", "changes", "fault"),
     [
         (triton_fwd.whole_windows, FP32, 90, {"ROWS": 64, "KEYS": 64, "MORE_KEYS": 0}, "bytes of stack, allowed 0"),
-        (triton_fwd.rows_of_windows, FP32, 89, {"ROWS": 128, "KEYS": 128}, "bytes of shared memory, sm_89 has"),
+        (triton_bwd.small_windows_bwd, FP32, 89, {"ROWS": 128}, "bytes of shared memory, sm_89 has"),
         (triton_fwd.whole_windows, FP32, 90, {"ROWS": 64, "KEYS": 64, "MORE_KEYS": 0}, "no tensor core instruction"),
         (
             triton_fwd.whole_windows,
