@@ -17,6 +17,7 @@ import torch
 
 import swin_fast
 from swin_fast.backends import native
+from swin_fast.backends.configs import slug
 
 from .clocks import CpuClock, CudaClock
 
@@ -102,25 +103,20 @@ def microarchitecture(facts: dict[str, str]) -> str | None:
 
 
 def device_slug(device: str, facts: dict[str, str] | None = None) -> str:
-    """The folder of a device's results: amd-epyc-zen4, nvidia-h200. The one place where it is made.
+    """The folder of a device's results: amd-epyc-zen4, nvidia-h200.
 
     A CPU is the brand without its model number, and the microarchitecture where it is known: results of one slug are
     meant to be comparable, and virtual machines seldom tell the model.
     """
     if device == "cuda":
-        return slugify(torch.cuda.get_device_name())
+        return slug(torch.cuda.get_device_name())
     facts = cpu_facts() if facts is None else facts
     brand = facts.get("model name") or platform.processor() or platform.machine()
     name = microarchitecture(facts)
     if name is None:
-        return slugify(brand)
-    words = [word for word in slugify(brand).split("-") if not re.search(r"\d|^(cpu|core|processor|r|tm)$", word)]
+        return slug(brand)
+    words = [word for word in slug(brand).split("-") if not re.search(r"\d|^(cpu|core|processor|r|tm)$", word)]
     return "-".join([*words, name])
-
-
-def slugify(text: str) -> str:
-    text = re.sub(r"\((r|tm|c)\)", " ", text.lower()).split("@")[0]
-    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
 
 
 def result_path(device: str, suite_file: str) -> Path:

@@ -117,7 +117,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def is_large(item: pytest.Item) -> bool:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         case = parameters.get("case")
-        return isinstance(case, Case) and case.work > MOST_INTERPRETED
+        return isinstance(case, Case) and case.work > MOST_INTERPRETED and "interpreted" not in item.path.name
 
     dropped = [item for item in items if is_large(item)]
     items[:] = [item for item in items if not is_large(item)]

@@ -24,7 +24,7 @@ OTHER += [ROOT / name for name in ("scripts/gpu_check.sh", "scripts/stream_probe
 # Lower first. A module imports modules of lower layers only; modules of one layer do not know each other.
 LAYERS = (
     {"backends"},
-    {"backends.triton_window"},
+    {"backends.configs", "backends.triton_window"},
     {"backends.triton_fwd"},
     {"backends.triton_bwd"},
     {"backends.triton_bias", "backends.triton_bwd_blocks"},

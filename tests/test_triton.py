@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 import triton
 
-from swin_fast.backends import triton_bwd, triton_bwd_blocks, triton_fwd, triton_launch
+from swin_fast.backends import configs, triton_bwd, triton_bwd_blocks, triton_fwd
 from triton_gate import SHARED, Binary, compile_kernel, loop_lengths
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -70,15 +70,15 @@ def constants(window: int, *, everything: bool = False, hd: int = 32) -> dict[st
 
 
 def launches(dtype: torch.dtype, window: int, hd: int = 32) -> list[tuple[Any, dict[str, int], int]]:
-    """(kernel, tiles, warps) of what a call and its backward launch, as `triton_launch` chooses."""
+    """(kernel, tiles, warps) of what a call and its backward launch, by the rule."""
     N, found = window**2, []
-    chosen = triton_launch.forward_parameters(dtype, N, hd)
+    chosen = configs.rule("fwd", dtype, N, hd)
     tiles = {"ROWS": chosen.rows, "KEYS": chosen.keys}
     if chosen.keys + chosen.more_keys >= N:
         found.append((triton_fwd.whole_windows, {**tiles, "MORE_KEYS": chosen.more_keys}, chosen.warps))
     else:
         found.append((triton_fwd.rows_of_windows, tiles, chosen.warps))
-    chosen = triton_launch.backward_parameters(dtype, N, hd)
+    chosen = configs.rule("bwd", dtype, N, hd)
     tiles = {"ROWS": chosen.rows, "KEYS": chosen.keys}
     if chosen.rows >= N:
         found.append((triton_bwd.small_windows_bwd, {"ROWS": chosen.rows}, chosen.warps))
@@ -171,3 +171,37 @@ def test_loops_are_counted_from_a_label_to_the_branch_back() -> None:
     forward = "        /*0000*/                   BRA `(.L_x_2) ;\n"
     assert loop_lengths(3 * line + ".L_x_1:\n" + 120 * line + back + forward + ".L_x_2:\n" + line) == [121]
     assert loop_lengths(".L_x_1:\n" + 20 * line + back) == []
+
+
+# -------------------------------------------------------------------------------------------------- launch parameters
+
+
+def test_parameters_are_those_of_the_device_or_the_rule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mine = {"rows": 16, "keys": 64, "more_keys": 0, "warps": 1, "units": 3}
+    (tmp_path / "some-gpu.json").write_text(json.dumps({"parameters": {"fwd-bf16-N49-hd32": mine}}))
+    monkeypatch.setattr(configs, "FOLDER", tmp_path)
+    configs.measured.cache_clear()
+    assert configs.parameters("fwd", BF16, 49, 32, "some-gpu") == configs.Parameters(**mine)
+    for device, N in (("some-gpu", 64), ("other-gpu", 49), (None, 49)):
+        assert configs.parameters("fwd", BF16, N, 32, device) == configs.rule("fwd", BF16, N, 32)
+    configs.measured.cache_clear()
+
+
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=["bf16", "fp32"])
+def test_the_rule_covers_every_window(direction: str, dtype: torch.dtype) -> None:
+    for N in range(1, 1025):
+        for hd in (2, 32, 64, 128):
+            chosen = configs.rule(direction, dtype, N, hd)
+            sizes = (chosen.rows, chosen.keys, chosen.more_keys or 16)
+            assert all(size >= 16 and size & (size - 1) == 0 for size in sizes)
+            assert chosen.more_keys == 0 or chosen.keys < N <= chosen.keys + chosen.more_keys
+    found = [configs.two_powers(N) for N in (65, 81, 128, 144, 256)]
+    assert found == [(64, 16), (64, 32), (128, 0), (128, 16), (256, 0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "device"), [("NVIDIA H200", "nvidia-h200"), ("NVIDIA GeForce RTX 4090", "nvidia-geforce-rtx-4090")]
+)
+def test_the_name_of_a_device(name: str, device: str) -> None:
+    assert configs.slug(name) == device

@@ -25,6 +25,7 @@ import triton_interpreter
 from cases import DTYPE_IDS, DTYPES, Case, make_inputs
 from comparison import check
 from swin_fast.backends import triton_bwd, triton_fwd, triton_launch, triton_window
+from swin_fast.backends.configs import Parameters, two_powers
 
 per_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS.get)
 GRADIENTS = ("dq", "dk", "dv", "dbias", "dlogit_scale", "dpad_k", "dpad_v")
@@ -124,18 +125,11 @@ def test_offsets_of_64_bits_are_the_same(monkeypatch: pytest.MonkeyPatch, case: 
 @per_dtype
 @pytest.mark.parametrize("case", [SHIFTED, COSINE, Case(9, 9, (9, 9), (4, 4), 1, 32)], ids=str)
 def test_every_kernel_takes_every_window(monkeypatch: pytest.MonkeyPatch, case: Case, dtype: torch.dtype) -> None:
-    """What a window is computed by is a matter of speed alone: here by the kernels for large windows."""
-    blocks = triton_launch.Parameters(rows=16, keys=32, more_keys=0, warps=4, units=2)
-    assert blocks.keys < case.N or blocks.rows < case.N
-    chosen = replace(blocks, keys=16) if case.N <= 32 else blocks
-    monkeypatch.setattr(triton_launch, "forward_parameters", lambda *_: chosen)
-    monkeypatch.setattr(triton_launch, "backward_parameters", lambda *_: chosen)
-    verdict(case, dtype)
-    keys, more = triton_launch._keys(case.N)
-    whole = replace(blocks, keys=max(16, keys), more_keys=more)
-    monkeypatch.setattr(triton_launch, "forward_parameters", lambda *_: whole)
-    monkeypatch.setattr(triton_launch, "backward_parameters", lambda *_: whole)
-    verdict(case, dtype)
+    """What a window is computed by is a matter of speed alone: here by blocks of keys, and by two powers of two."""
+    for keys, more_keys in ((16, 0), (max(16, two_powers(case.N)[0]), two_powers(case.N)[1])):
+        chosen = Parameters(rows=16, keys=keys, more_keys=more_keys, warps=4, units=2)
+        monkeypatch.setattr(triton_launch, "parameters", lambda *_, chosen=chosen: chosen)
+        verdict(case, dtype)
 
 
 # -------------------------------------------------------------------------------------------------------- planted bugs

@@ -14,54 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from . import triton_bias, triton_bwd, triton_bwd_blocks, triton_fwd
+from .configs import Parameters, parameters, power_of_two, slug
 
 #: Whether kernels run in Triton's interpreter, on tensors of the CPU: for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 #: Bytes of parts of dbias that a call may allocate, if one part a head needs no more.
 MOST_SCRATCH = 64 * 2**20
-#: Largest windows whose scores are one tile; whose keys and values stay on the chip; and their gradients, too.
-WHOLE_SCORES, WHOLE_WINDOW, WHOLE_GRADIENTS = 64, 272, 160
 INTERPRETED_MULTIPROCESSORS = 2
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Of a launch: tiles of queries and of keys, warps, and windows (fwd) or programs per multiprocessor (bwd)."""
-
-    rows: int
-    keys: int
-    more_keys: int
-    warps: int
-    units: int
-
-
-def forward_parameters(dtype: torch.dtype, N: int, hd: int) -> Parameters:
-    if N <= WHOLE_SCORES:
-        tile = max(16, triton.next_power_of_2(N))
-        return Parameters(tile, tile, 0, 8 if dtype == torch.float32 else 2, 8)
-    if N <= WHOLE_WINDOW and hd <= 64:
-        return Parameters(16, *_keys(N), 4 if dtype == torch.float32 else 2, 4)
-    return Parameters(64, 64, 0, 4, 1)
-
-
-def _keys(N: int) -> tuple[int, int]:
-    """Two powers of two that hold N keys with little waste: 144 = 128 + 16."""
-    keys = 2 ** (N.bit_length() - 1)
-    return keys, max(16, triton.next_power_of_2(N - keys)) if N > keys else 0
-
-
-def backward_parameters(dtype: torch.dtype, N: int, hd: int) -> Parameters:
-    wide = dtype == torch.float32
-    if N <= WHOLE_SCORES:
-        tile = max(16, triton.next_power_of_2(N))
-        return Parameters(tile, tile, 0, 8 if wide else 4, 4)
-    if N <= WHOLE_GRADIENTS and hd <= 32 and not wide:
-        return Parameters(16, *_keys(N), 4, 2)
-    return Parameters(32, 32, 0, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -127,7 +89,7 @@ class _Call:
             "WH": Wh,
             "WW": Ww,
             "HD": hd,
-            "D": max(16, triton.next_power_of_2(hd)),
+            "D": max(16, power_of_two(hd)),
             "HAS_BIAS": self.bias is not None,
             "COSINE": self.logit_scale is not None,
             "HAS_PAD": self.pad_value is not None,
@@ -149,15 +111,16 @@ def window_attention_fwd(
     scale: float,
     pad_order: str,
     mask_value: float,
+    chosen: Parameters | None = None,
 ) -> Tensor:
-    """`swin_fast::window_attention_fwd.triton`; arguments as in `swin_fast.ops`."""
+    """`swin_fast::window_attention_fwd.triton`; arguments as in `swin_fast.ops`. `chosen`: for the tuner and tests."""
     B, H, W, _three, nH, hd = qkv.shape
     out = qkv.new_empty(B, H, W, nH * hd)
     if out.numel() == 0:
         return out
     with _device(qkv):
         call = _call(qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value)
-        chosen = forward_parameters(qkv.dtype, call.N, hd)
+        chosen = chosen or parameters("fwd", qkv.dtype, call.N, hd, _device_name(qkv))
         arguments = (*call.inputs, out, scale, mask_value)
         tiles = {"ROWS": chosen.rows, "KEYS": chosen.keys, "num_warps": chosen.warps, "num_stages": 1}
         if chosen.keys + chosen.more_keys >= call.N:
@@ -183,8 +146,9 @@ def window_attention_bwd(
     scale: float,
     pad_order: str,
     mask_value: float,
+    chosen: Parameters | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`swin_fast::window_attention_bwd.triton`; arguments and results as in `swin_fast.ops`."""
+    """`swin_fast::window_attention_bwd.triton`; arguments and results as in `swin_fast.ops`. `chosen`: as above."""
     _B, _H, _W, _three, nH, hd = qkv.shape
     dqkv = qkv.new_empty(qkv.shape)
     if dqkv.numel() == 0:
@@ -199,7 +163,8 @@ def window_attention_bwd(
         if grad_out.stride(3) != 1:
             grad_out = grad_out.contiguous()
         call = _call(qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value, grad_out)
-        N, chosen = call.N, backward_parameters(qkv.dtype, call.N, hd)
+        N = call.N
+        chosen = chosen or parameters("bwd", qkv.dtype, N, hd, _device_name(qkv))
         owners = min(call.windows, max(1, chosen.units * _multiprocessors(qkv) // nH))
         if bias is not None:
             owners = max(1, min(owners, MOST_SCRATCH // (4 * nH * N * N)))
@@ -267,6 +232,10 @@ def _device(qkv: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if INTERPRETED else torch.cuda.device(qkv.device)
 
 
+def _device_name(qkv: Tensor) -> str | None:
+    return None if INTERPRETED else slug(torch.cuda.get_device_name(qkv.device))
+
+
 def _multiprocessors(qkv: Tensor) -> int:
     if INTERPRETED:
         return INTERPRETED_MULTIPROCESSORS
@@ -293,7 +262,7 @@ def _call(
         N = Wh * Ww
         if bias.shape[1:] != (N, N):
             dense = bias.new_empty(bias.shape[0], N, N)
-            keys = min(256, triton.next_power_of_2(N))
+            keys = min(256, power_of_two(N))
             triton_bias.expand_bias[(bias.shape[0] * N,)](bias, dense, WH=Wh, WW=Ww, KEYS=keys)
             bias = dense
     logit_scale = None if logit_scale is None else logit_scale.contiguous()
@@ -306,7 +275,7 @@ def _folded(parts: Tensor, *shape: int) -> Tensor:
     nH, count = parts.shape[:2]
     size = parts[0, 0].numel()
     sums = parts.new_empty(shape)
-    block = min(1024, triton.next_power_of_2(size))
+    block = min(1024, power_of_two(size))
     triton_bias.fold[(nH * -(-size // block),)](parts, sums, count, size, BLOCK=block)
     return sums
 
@@ -321,7 +290,7 @@ def _dbias(parts: Tensor, bias: Tensor | None, window_size: tuple[int, int]) -> 
     Wh, Ww = window_size
     relative = bias.new_empty(bias.shape)
     entries = (2 * Wh - 1) * (2 * Ww - 1)
-    triton_bias.gather_dbias[(nH * entries,)](dense, relative, WH=Wh, WW=Ww, ROWS=triton.next_power_of_2(N))
+    triton_bias.gather_dbias[(nH * entries,)](dense, relative, WH=Wh, WW=Ww, ROWS=power_of_two(N))
     return relative
 
 

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures launch parameters of the Triton kernels, and writes the best: `python -m benchmarks.tune`.
+
+For each direction, dtype, N and hd every candidate is first compared with float64, then timed against the others: CUDA
+events, L2 cache flushed, launches hidden. It writes `swin_fast/backends/configs/<device>.json`, or --json. What is not
+begun after --minutes keeps the rule. On a CPU, for tests, kernels run in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from swin_fast.backends.configs import Parameters
+
+    from .clocks import Clock, Clocked
+    from .op_contenders import Problem
+
+#: Of those that are timed, how many run on, and for how many rounds.
+SCREENED, FINALISTS, ROUNDS = 3, 4, 20
+#: Tiles and warps to choose from. More in one go than registers hold spills, and loses the race.
+WARPS = (1, 2, 4, 8)
+TILES = (16, 32, 64, 128)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--json", type=Path, help="where to write; default: where the kernels look")
+    parser.add_argument("--minutes", type=float, default=6.0, help="no other problem is begun later")
+    parser.add_argument("--toy", action="store_true", help="one small problem: does the tuner itself work?")
+    options = parser.parse_args()
+    if options.device == "cpu":
+        interpret()
+    import torch
+
+    from swin_fast.backends import configs
+
+    from .machine import commit, device_slug, machine_info
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no CUDA device")
+    device = device_slug(options.device)
+    path = options.json or configs.FOLDER / f"{device}.json"
+    machine = machine_info(options.device)
+    result: dict[str, Any] = {
+        "device": device,
+        "datetime": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "torch": machine["torch"]["version"],
+        "triton": machine["triton"],
+        "parameters": {},
+        "measured": {},
+    }
+    deadline = time.monotonic() + 60 * options.minutes
+    problems = list(all_problems(options.toy))
+    for number, (direction, row) in enumerate(problems, 1):
+        name = configs.key(direction, row.dtype, row.case.tokens, row.case.head_dim)
+        if time.monotonic() > deadline:
+            print(f"{name}: {options.minutes:g} minutes are over, the rule stays", flush=True)
+            continue
+        print(f"[{number}/{len(problems)}] {name}:", end=" ", flush=True)
+        best, told = tuned(direction, row, options.device)
+        result["parameters"][name] = asdict(best)
+        result["measured"][name] = told
+        print(f"{best}: {told}", flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")  # after each, so that nothing is lost
+    return 0
+
+
+def interpret() -> None:
+    """Triton reads the variable when kernels are imported. What tests mend of its interpreter is needed here, too."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import triton_interpreter
+
+    triton_interpreter.install()
+
+
+def all_problems(toy: bool) -> Iterator[tuple[str, Any]]:
+    """(direction, row), those that Swin has most first."""
+    from .cases import OpRow, Stage
+
+    if toy:
+        row = OpRow(Stage("toy", 4, 1, 4, 2, head_dim=16), 1, "fp16", "fwd+bwd")
+        yield from (("fwd", row), ("bwd", row))
+        return
+    shapes = {"N49": (56, 3, 7, 3), "N144": (96, 4, 12, 6), "N64": (64, 3, 8, 4), "N256": (64, 3, 16, 8)}
+    stages = [Stage(name, *shape) for name, shape in shapes.items()]
+    for dtype, stage, direction in itertools.product(("bf16", "fp16", "fp32"), stages, ("fwd", "bwd")):
+        yield direction, OpRow(stage, 64, dtype, "fwd+bwd")
+
+
+def candidates(direction: str, dtype: torch.dtype, N: int, hd: int) -> list[Parameters]:
+    """The rule first."""
+    from swin_fast.backends.configs import WHOLE_SCORES, Parameters, power_of_two, rule, two_powers
+
+    found = [rule(direction, dtype, N, hd)]
+    if N <= WHOLE_SCORES:
+        tile = max(16, power_of_two(N))
+        units = (1, 2, 4, 8, 16) if direction == "fwd" else (1, 2, 4)
+        found += [Parameters(tile, tile, 0, warps, each) for warps in WARPS for each in units]
+    else:
+        units = (1, 2, 4) if direction == "fwd" else (1, 2)
+        keys, more = two_powers(N)
+        if N <= 4 * WHOLE_SCORES + 16:
+            whole = itertools.product(TILES[:3], WARPS, units)
+            found += [Parameters(rows, keys, more, warps, each) for rows, warps, each in whole]
+        found += [Parameters(rows, tile, 0, warps, 2) for rows in TILES for tile in TILES[1:] for warps in WARPS[2:]]
+    return list(dict.fromkeys(found))
+
+
+def tuned(direction: str, row: Any, device: str) -> tuple[Parameters, dict[str, Any]]:
+    """The best of all candidates, and what a reader wants to know of it.
+
+    Raises:
+        AssertionError: not even the rule is right.
+    """
+    from .clocks import CpuClock, CudaClock, interleave
+    from .op_contenders import Problem
+
+    problem = Problem(row, device)
+    exact = problem.exact()
+    clock: Clock = CpuClock() if device == "cpu" else CudaClock(flush=True, hidden=True)
+    found = candidates(direction, row.dtype, row.case.tokens, row.case.head_dim)
+    if device == "cpu":
+        found = found[:2]
+    admitted = {chosen: one for chosen in found if (one := admit(problem, direction, chosen, exact, clock))}
+    if found[0] not in admitted:
+        raise AssertionError(f"{direction} {row.id}: the rule is not right, or does not run")
+    everybody = list(admitted.values())
+    interleave(everybody, SCREENED)
+    everybody.sort(key=lambda one: one.best)
+    finalists = list({id(one): one for one in (*everybody[:FINALISTS], admitted[found[0]])}.values())
+    interleave(finalists, ROUNDS if device == "cuda" else 1)
+    best = min(finalists, key=lambda one: one.best)
+    told = {
+        "ms": round(1e3 * best.best, 4),
+        "rule_ms": round(1e3 * admitted[found[0]].best, 4),
+        "candidates": len(found),
+        "not_right": len(found) - len(admitted),
+    }
+    return next(chosen for chosen, one in admitted.items() if one is best), told
+
+
+def admit(
+    problem: Problem, direction: str, chosen: Parameters, exact: dict[str, torch.Tensor], clock: Clock
+) -> Clocked | None:
+    """The call with these parameters, ready to be timed; None where it does not run, or is not right."""
+    from .clocks import Clocked
+    from .equality import relative_error
+    from .suites import SUITES
+
+    try:
+        call = call_of(problem, direction, chosen)
+        got = call()
+        names = ("out",) if direction == "fwd" else ("dqkv", "dtable")
+        error = max(relative_error(tensor, exact[name]) for name, tensor in zip(names, got, strict=True))
+    except Exception as fault:  # more shared memory or registers than there are
+        print(f"({chosen}: {type(fault).__name__})", end=" ", flush=True)
+        return None
+    if not error <= SUITES["op"].equal[problem.row.dtype_name]:
+        print(f"({chosen}: off by {error:.1e})", end=" ", flush=True)
+        return None
+    return Clocked(str(chosen), "", call, clock)
+
+
+def call_of(problem: Problem, direction: str, chosen: Parameters) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """The op below autograd: (out,), or (dqkv, dtable)."""
+    from swin_fast.backends import triton_launch
+
+    w, s, nH = problem.w, problem.s, problem.nH
+    bias = problem.table.float().t().reshape(nH, 2 * w - 1, 2 * w - 1)
+    options = (bias, None, None, (w, w), (s, s), problem.hd**-0.5, "pad_roll", -100.0)
+    turns = itertools.cycle([qkv.detach() for qkv, _table in problem.turns("image")])
+    if direction == "fwd":
+        return lambda: (triton_launch.window_attention_fwd(next(turns), *options, chosen=chosen),)
+
+    def bwd() -> tuple[torch.Tensor, ...]:
+        dqkv, dbias, *_ = triton_launch.window_attention_bwd(problem.grad_out, next(turns), *options, chosen=chosen)
+        return dqkv, dbias.flatten(1).t()
+
+    return bwd
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch parameters of the Triton kernels: those measured on a device, or else a rule.
+
+A device's stand in `configs/<device>.json`, which `benchmarks/tune.py` writes and nobody edits. They are keyed by
+direction, dtype, N and hd, never by batch or image, so that a window is computed in one way whatever is around it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent / "configs"
+DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+#: Largest windows whose scores are one tile; whose keys and values stay on the chip; and their gradients, too.
+WHOLE_SCORES, WHOLE_WINDOW, WHOLE_GRADIENTS = 64, 272, 160
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Of a launch: tiles of queries and of keys, warps, and windows of a program (fwd) or programs per multiprocessor
+    (bwd). With `more_keys`, or where `keys` are enough, a window's keys stay on the chip; else they come in blocks.
+    """
+
+    rows: int
+    keys: int
+    more_keys: int
+    warps: int
+    units: int
+
+
+def parameters(direction: str, dtype: torch.dtype, N: int, hd: int, device: str | None) -> Parameters:
+    """Of "fwd" or "bwd"; `device` is a name as `slug` makes it, None: the rule."""
+    found = measured(device).get(key(direction, dtype, N, hd)) if device else None
+    return Parameters(**found) if found else rule(direction, dtype, N, hd)
+
+
+def rule(direction: str, dtype: torch.dtype, N: int, hd: int) -> Parameters:
+    """What the compiler makes the fewest instructions of without spilling, on most architectures."""
+    wide = dtype == torch.float32
+    if N <= WHOLE_SCORES:
+        tile = max(16, power_of_two(N))
+        narrow_warps, units = (2, 8) if direction == "fwd" else (4, 4)
+        return Parameters(tile, tile, 0, 8 if wide else narrow_warps, units)
+    if direction == "fwd":
+        if N <= WHOLE_WINDOW and hd <= 64:
+            return Parameters(16, *two_powers(N), 4 if wide else 2, 4)
+        return Parameters(64, 64, 0, 4, 1)
+    if N <= WHOLE_GRADIENTS and hd <= 32 and not wide:
+        return Parameters(16, *two_powers(N), 4, 2)
+    return Parameters(32, 32, 0, 4, 4)
+
+
+def key(direction: str, dtype: torch.dtype, N: int, hd: int) -> str:
+    return f"{direction}-{DTYPES[dtype]}-N{N}-hd{hd}"
+
+
+@functools.cache
+def measured(device: str) -> dict[str, Any]:
+    """Empty where nobody has measured."""
+    path = FOLDER / f"{device}.json"
+    found: dict[str, Any] = json.loads(path.read_text())["parameters"] if path.exists() else {}
+    return found
+
+
+def slug(name: str) -> str:
+    """The name of a device as files have it: "NVIDIA H200" is nvidia-h200."""
+    name = re.sub(r"\((r|tm|c)\)", " ", name.lower()).split("@")[0]
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+
+
+def power_of_two(n: int) -> int:
+    """The least that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+def two_powers(n: int) -> tuple[int, int]:
+    """Two that hold n with little waste, or one and 0: 144 = 128 + 16."""
+    first = 1 << (n.bit_length() - 1)
+    return first, max(16, power_of_two(n - first)) if n > first else 0
