@@ -132,6 +132,24 @@ def test_every_kernel_takes_every_window(monkeypatch: pytest.MonkeyPatch, case: 
         verdict(case, dtype)
 
 
+@pytest.mark.parametrize("switch", ["allow_tf32", "fp32_precision"])
+def test_tf32_only_where_pytorch_was_told_so(monkeypatch: pytest.MonkeyPatch, switch: str) -> None:
+    """By either of its switches."""
+    inputs = make_inputs(SHIFTED, torch.float32)
+    options = (SHIFTED.window, SHIFTED.shift, 1.0, SHIFTED.pad_order, SHIFTED.mask_value)
+    call = triton_launch._call(inputs.qkv, None, None, None, *options)
+    matmul = torch.backends.cuda.matmul
+    assert call.constants["PRECISION"] == "ieee"
+    before = getattr(matmul, switch)
+    try:
+        setattr(matmul, switch, True if switch == "allow_tf32" else "tf32")
+        assert call.constants["PRECISION"] == "tf32"
+        half = replace(call, qkv=call.qkv.half())
+        assert half.constants["PRECISION"] == "ieee"
+    finally:
+        setattr(matmul, switch, before)
+
+
 # -------------------------------------------------------------------------------------------------------- planted bugs
 
 

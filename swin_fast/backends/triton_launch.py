@@ -7,6 +7,7 @@ go to the current stream of the tensors' device; memory comes from torch alone, 
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -83,8 +84,9 @@ class _Call:
     def constants(self) -> dict[str, Any]:
         hd = self.qkv.shape[5]
         (H, W), (Wh, Ww) = self.qkv.shape[1:3], self.window_size
-        # PyTorch's default; it may be told that TF32 is good enough for float32.
-        tf32 = not INTERPRETED and torch.backends.cuda.matmul.allow_tf32
+        # Only where PyTorch was told that TF32 is good enough. Its older switch, allow_tf32, shows here too, but raises
+        # when it is read after the newer one was set.
+        tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
         return {
             "WH": Wh,
             "WW": Ww,
@@ -120,7 +122,7 @@ def window_attention_fwd(
         return out
     with _device(qkv):
         call = _call(qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value)
-        chosen = chosen or parameters("fwd", qkv.dtype, call.N, hd, _device_name(qkv))
+        chosen = chosen or parameters("fwd", qkv.dtype, call.N, hd, _device_name(qkv.device))
         arguments = (*call.inputs, out, scale, mask_value)
         tiles = {"ROWS": chosen.rows, "KEYS": chosen.keys, "num_warps": chosen.warps, "num_stages": 1}
         if chosen.keys + chosen.more_keys >= call.N:
@@ -164,7 +166,7 @@ def window_attention_bwd(
             grad_out = grad_out.contiguous()
         call = _call(qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value, grad_out)
         N = call.N
-        chosen = chosen or parameters("bwd", qkv.dtype, N, hd, _device_name(qkv))
+        chosen = chosen or parameters("bwd", qkv.dtype, N, hd, _device_name(qkv.device))
         owners = min(call.windows, max(1, chosen.units * _multiprocessors(qkv) // nH))
         if bias is not None:
             owners = max(1, min(owners, MOST_SCRATCH // (4 * nH * N * N)))
@@ -232,8 +234,9 @@ def _device(qkv: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if INTERPRETED else torch.cuda.device(qkv.device)
 
 
-def _device_name(qkv: Tensor) -> str | None:
-    return None if INTERPRETED else slug(torch.cuda.get_device_name(qkv.device))
+@functools.cache
+def _device_name(device: torch.device) -> str | None:
+    return None if INTERPRETED else slug(torch.cuda.get_device_name(device))
 
 
 def _multiprocessors(qkv: Tensor) -> int:
