@@ -17,8 +17,7 @@ def obstacles(earlier: Result, suite: str, machine: dict[str, Any], dirty_is_fin
     found = [f"it is of suite {earlier['suite']}, not {suite}"] if earlier["suite"] != suite else []
     if commit["dirty"] and not dirty_is_fine:
         found.append("it was measured in a tree with uncommitted changes, so nobody could repeat it")
-    # On a CPU Triton computes nothing, whichever it is.
-    names = sorted({*told, *machine} - {*OF_A_RUN} - ({"triton"} if told["kind"] == "cpu" else set()))
+    names = sorted({*told, *machine} - {*OF_A_RUN})
     found += [
         f"{name}: it has {told.get(name)}, here it is {machine.get(name)}"
         for name in names

@@ -215,7 +215,7 @@ def machine_info(device: str) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
         },
-        "triton": version_of("triton"),
+        "triton": version_of("triton") if device == "cuda" else None,  # on a CPU it computes nothing
         "nvcc": nvcc_version(),
         "peers": {package: version for package, version in peers.items() if version},
         "swin_fast": {"version": swin_fast.__version__, "isa": native.cpu_isa(), "build": native.cpu_build_info()},

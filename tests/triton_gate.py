@@ -35,7 +35,7 @@ TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 @dataclass(frozen=True)
 class Binary:
-    """What stands in the binary of a kernel. `loop`: instructions of its longest loop, times its warps."""
+    """What stands in the binary of a kernel. `loops`: instructions of each loop, times the warps."""
 
     arch: int
     registers: int

@@ -115,7 +115,7 @@ def window_attention_fwd(
     mask_value: float,
     chosen: Parameters | None = None,
 ) -> Tensor:
-    """`swin_fast::window_attention_fwd.triton`; arguments as in `swin_fast.ops`. `chosen`: for the tuner and tests."""
+    """`swin_fast::window_attention_fwd.triton`; arguments as in `swin_fast.ops`. `chosen`: for the tuner."""
     B, H, W, _three, nH, hd = qkv.shape
     out = qkv.new_empty(B, H, W, nH * hd)
     if out.numel() == 0:
