@@ -109,17 +109,19 @@ def candidates(direction: str, dtype: torch.dtype, N: int, hd: int) -> list[Para
     from swin_fast.backends.configs import WHOLE_SCORES, Parameters, power_of_two, rule, two_powers
 
     found = [rule(direction, dtype, N, hd)]
+    most = found[0].registers
     if N <= WHOLE_SCORES:
         tile = max(16, power_of_two(N))
         units = (1, 2, 4, 8, 16) if direction == "fwd" else (1, 2, 4)
-        found += [Parameters(tile, tile, 0, warps, each) for warps in WARPS for each in units]
+        found += [Parameters(tile, tile, 0, warps, each, most) for warps in WARPS for each in units]
     else:
         units = (1, 2, 4) if direction == "fwd" else (1, 2)
         keys, more = two_powers(N)
         if N <= 4 * WHOLE_SCORES + 16:
             whole = itertools.product(TILES[:3], WARPS, units)
-            found += [Parameters(rows, keys, more, warps, each) for rows, warps, each in whole]
-        found += [Parameters(rows, tile, 0, warps, 2) for rows in TILES for tile in TILES[1:] for warps in WARPS[2:]]
+            found += [Parameters(rows, keys, more, warps, each, most) for rows, warps, each in whole]
+        blocks = itertools.product(TILES, TILES[1:], WARPS[2:])
+        found += [Parameters(rows, tile, 0, warps, 2, most) for rows, tile, warps in blocks]
     return list(dict.fromkeys(found))
 
 

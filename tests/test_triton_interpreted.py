@@ -31,6 +31,7 @@ per_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS.get)
 GRADIENTS = ("dq", "dk", "dv", "dbias", "dlogit_scale", "dpad_k", "dpad_v")
 SHIFTED = Case(13, 11, (7, 7), (3, 3), 1, 16, pad_value=True)
 COSINE = Case(9, 10, (5, 4), (2, 3), 2, 16, cosine=True, pad_value=True, bias="dense")
+SECOND_LAST = Case(16, 7, (7, 7), (3, 0), 1, 16, pad_value=True)  # a window that is not the last one has padding, too
 MIDDLE = Case(12, 13, (12, 12), (6, 6), 1, 32, pad_value=True)
 
 
@@ -113,11 +114,31 @@ def test_owners_and_programs_do_not_change_what_is_of_one_window(monkeypatch: py
         assert all(torch.allclose(r[name], results[0][name], rtol=1e-2, atol=1e-2) for r in results), name
 
 
+@triton.jit
+def mapped(heads, numbers, span, nH):
+    program = tl.program_id(0)
+    head, number = triton_window.head_of(program, span, nH)
+    tl.store(heads + program, head)
+    tl.store(numbers + program, number)
+
+
+@pytest.mark.parametrize(("span", "nH"), [(3, 3), (132, 4), (132, 8), (17, 2), (5, 5)])
+def test_programs_of_one_multiprocessor_share_a_head(span: int, nH: int) -> None:
+    """And none of the numbers of a head is left out."""
+    heads, numbers = torch.empty(2, 3 * span, dtype=torch.int32)
+    mapped[(3 * span,)](heads, numbers, span, nH)
+    assert torch.equal(heads[span:], heads[:-span])
+    for head in range(nH):
+        found = numbers[heads == head]
+        assert torch.equal(found.sort().values, torch.arange(len(found), dtype=torch.int32))
+        assert len(found) >= 3 * (span // nH)
+
+
 @pytest.mark.parametrize("case", [SHIFTED, COSINE], ids=str)
 def test_offsets_of_64_bits_are_the_same(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     inputs = make_inputs(case, torch.float32)
     narrow = oracles.run_op(inputs, "triton")
-    monkeypatch.setattr(triton_launch._Call, "extents", (2**31,))
+    monkeypatch.setattr(triton_launch._Call, "extents", lambda *_: (2**31,))
     wide = oracles.run_op(inputs, "triton")
     assert all(torch.equal(wide[name], narrow[name]) for name in narrow)
 
@@ -137,15 +158,15 @@ def test_tf32_only_where_pytorch_was_told_so(monkeypatch: pytest.MonkeyPatch, sw
     """By either of its switches."""
     inputs = make_inputs(SHIFTED, torch.float32)
     options = (SHIFTED.window, SHIFTED.shift, 1.0, SHIFTED.pad_order, SHIFTED.mask_value)
-    call = triton_launch._call(inputs.qkv, None, None, None, *options)
+    call = triton_launch._Call(inputs.qkv, None, None, None, *options)
     matmul = torch.backends.cuda.matmul
-    assert call.constants["PRECISION"] == "ieee"
+    assert call.constants()["PRECISION"] == "ieee"
     before = getattr(matmul, switch)
     try:
         setattr(matmul, switch, True if switch == "allow_tf32" else "tf32")
-        assert call.constants["PRECISION"] == "tf32"
+        assert call.constants()["PRECISION"] == "tf32"
         half = replace(call, qkv=call.qkv.half())
-        assert half.constants["PRECISION"] == "ieee"
+        assert half.constants()["PRECISION"] == "ieee"
     finally:
         setattr(matmul, switch, before)
 
@@ -165,19 +186,31 @@ def pixel_not_rolled_over(position, size, padded, shift, ROLL_PAD: tl.constexpr)
 
 
 @triton.jit
-def rows_without_padding(rows, pad, pad_value, d, HD: tl.constexpr, PADDED: tl.constexpr, HAS_PAD: tl.constexpr):
-    return rows
+def rows_without_padding(
+    base, rows, real, pad, pad_value, padded, d, HD: tl.constexpr, PADDED: tl.constexpr, AGAIN: tl.constexpr = False
+):
+    return triton_window.load_rows(base, rows, real, d, HD)
 
 
 @triton.jit
-def border_of_rows_alone(window, nWw, nWh, sh, sw):
+def no_padding(window, grid, WH: tl.constexpr, WW: tl.constexpr, ROLL_PAD: tl.constexpr):
+    return (window < 0) | False
+
+
+@triton.jit
+def padding_before_the_shift(first, size, padded, window, shift, ROLL_PAD: tl.constexpr):
+    return (padded > size) & (first + window > size)
+
+
+@triton.jit
+def border_of_rows_alone(window, grid):
+    nWh, nWw, _H, _W, _Hp, _Wp, sh, _sw = grid
     return (sh != 0) & (window // nWw == nWh - 1)
 
 
 @triton.jit
-def bias_transposed(bias, head, rows, keys, N: tl.constexpr, HAS_BIAS: tl.constexpr):
-    inside = (rows < N)[:, None] & (keys < N)[None, :]
-    return tl.load(bias + head * (N * N) + rows[:, None] + keys[None, :] * N, mask=inside, other=0.0)
+def bias_transposed(bias, head, rows, keys, ALL_ROWS: tl.constexpr, ALL_KEYS: tl.constexpr, HAS_BIAS: tl.constexpr):
+    return tl.load(bias + head * (ALL_ROWS * ALL_KEYS) + rows[:, None] + keys[None, :] * ALL_KEYS)
 
 
 @triton.jit
@@ -186,8 +219,8 @@ def top_of_nothing(top):
 
 
 @triton.jit
-def radial_part_forgotten(along, rows, factor, grad):
-    return grad * factor[:, None]
+def radial_part_forgotten(summed, rows, inverse, factor, COSINE: tl.constexpr):
+    return summed * (factor * inverse)[:, None], tl.sum(rows.to(tl.float32) * summed, 1) * inverse
 
 
 @pytest.mark.parametrize(
@@ -195,11 +228,18 @@ def radial_part_forgotten(along, rows, factor, grad):
     [
         (triton_window, "axis_region", region_of_one_size, SHIFTED),
         (triton_window, "axis_pixel", pixel_not_rolled_over, Case(14, 14, (7, 7), (3, 3), 1, 16)),
-        (triton_fwd, "with_padding", rows_without_padding, SHIFTED),
-        (triton_bwd, "with_padding", rows_without_padding, SHIFTED),
+        (triton_fwd, "load_padded", rows_without_padding, SHIFTED),
+        (triton_bwd, "load_padded", rows_without_padding, SHIFTED),
+        (triton_bwd, "has_padding", no_padding, SHIFTED),
+        (
+            triton_window,
+            "axis_has_padding",
+            padding_before_the_shift,
+            Case(16, 7, (7, 7), (3, 0), 1, 16, pad_value=True),
+        ),
         (triton_fwd, "has_border", border_of_rows_alone, SHIFTED),
         (triton_bwd, "load_bias", bias_transposed, SHIFTED),
-        (triton_bwd, "normalized_gradient", radial_part_forgotten, COSINE),
+        (triton_bwd, "row_gradient", radial_part_forgotten, COSINE),
         (triton_fwd, "finite_top", top_of_nothing, replace(SHIFTED, mask_value=float("-inf"))),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -244,7 +284,7 @@ def run_guarded(case: Case, at_end: bool, wrong: bool) -> None:
     """In a child process: a touch of a guard page ends it."""
     faulthandler.disable()
     if wrong:
-        triton_fwd.load_rows = past_the_end
+        triton_fwd.load_rows = triton_window.load_rows = past_the_end
     inputs = make_inputs(case, torch.float32)
     tensors = (inputs.qkv, inputs.bias, inputs.logit_scale, inputs.pad_value)
     options = (case.window, case.shift, case.effective_scale, case.pad_order, case.mask_value)
@@ -254,7 +294,7 @@ def run_guarded(case: Case, at_end: bool, wrong: bool) -> None:
 
 
 @triton.jit
-def past_the_end(base, rows, real, d, HD: tl.constexpr):
+def past_the_end(base, rows, real, d, HD: tl.constexpr, AGAIN: tl.constexpr = False):
     return tl.load(base + rows[:, None] + d[None, :] + 4096, mask=real[:, None] & (d < HD)[None, :], other=0.0)
 
 

@@ -20,12 +20,17 @@ FOLDER = Path(__file__).parent / "configs"
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 #: Largest windows whose scores are one tile; whose keys and values stay on the chip; and their gradients, too.
 WHOLE_SCORES, WHOLE_WINDOW, WHOLE_GRADIENTS = 64, 272, 160
+#: That a thread can have on an NVIDIA GPU.
+MOST_REGISTERS = 255
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Of a launch: tiles of queries and of keys, warps, and windows of a program (fwd) or programs per multiprocessor
-    (bwd). With `more_keys`, or where `keys` are enough, a window's keys stay on the chip; else they come in blocks.
+    """Of a launch: tiles of queries and of keys, warps, windows of a program (fwd) or programs per multiprocessor
+    (bwd), and the registers that a thread may have.
+
+    With `more_keys`, or where `keys` are enough, a window's keys stay on the chip; else they come in blocks. Without a
+    number of registers the assembler spills some where that lets one more program on a multiprocessor.
     """
 
     rows: int
@@ -33,6 +38,7 @@ class Parameters:
     more_keys: int
     warps: int
     units: int
+    registers: int | None = None
 
 
 def parameters(direction: str, dtype: torch.dtype, N: int, hd: int, device: str | None) -> Parameters:
@@ -44,17 +50,23 @@ def parameters(direction: str, dtype: torch.dtype, N: int, hd: int, device: str 
 def rule(direction: str, dtype: torch.dtype, N: int, hd: int) -> Parameters:
     """What the compiler makes the fewest instructions of without spilling, on most architectures."""
     wide = dtype == torch.float32
+    if direction == "fwd":
+        if N <= WHOLE_SCORES:
+            tile = max(16, power_of_two(N))
+            return Parameters(tile, tile, 0, 8 if wide else 2, 8)
+        if N <= WHOLE_WINDOW and hd <= 64:
+            keys, more_keys = two_powers(N)
+            many = keys > 128
+            return Parameters(
+                16, keys, more_keys, 4 if wide or many else 2, 4, MOST_REGISTERS if wide and many else None
+            )
+        return Parameters(64, 64, 0, 4, 1)
     if N <= WHOLE_SCORES:
         tile = max(16, power_of_two(N))
-        narrow_warps, units = (2, 8) if direction == "fwd" else (4, 4)
-        return Parameters(tile, tile, 0, 8 if wide else narrow_warps, units)
-    if direction == "fwd":
-        if N <= WHOLE_WINDOW and hd <= 64:
-            return Parameters(16, *two_powers(N), 4 if wide else 2, 4)
-        return Parameters(64, 64, 0, 4, 1)
+        return Parameters(16 if wide else tile, tile, 0, 4, 4, MOST_REGISTERS)
     if N <= WHOLE_GRADIENTS and hd <= 32 and not wide:
-        return Parameters(16, *two_powers(N), 4, 2)
-    return Parameters(32, 32, 0, 4, 4)
+        return Parameters(16, *two_powers(N), 4, 2, MOST_REGISTERS)
+    return Parameters(32, 16 if wide else 32, 0, 4, 4, MOST_REGISTERS)
 
 
 def key(direction: str, dtype: torch.dtype, N: int, hd: int) -> str:

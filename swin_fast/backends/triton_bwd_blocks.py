@@ -6,21 +6,24 @@
 import triton
 import triton.language as tl
 
-from .triton_bwd import add_dbias, normalized_gradient, store_rows, times_power, times_rest
+from .triton_bwd import add_dbias, for_other_side, other_side, row_gradient, store_keys
 from .triton_fwd import UNSPECIALIZED
 from .triton_window import (
     LOG2_E,
-    cosines_of,
     exponentials,
     finite_top,
     has_border,
+    has_padding,
     inverse_norms,
     load_bias,
+    load_padded,
     load_rows,
+    pointers_of,
     row_offsets,
     scores_of,
+    store_rows,
     tokens_of,
-    with_padding,
+    windows_of,
 )
 
 
@@ -63,7 +66,6 @@ def query_rows_bwd(
     D: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     COSINE: tl.constexpr,
-    HAS_PAD: tl.constexpr,
     PADDED: tl.constexpr,
     SHIFTED: tl.constexpr,
     ROLL_PAD: tl.constexpr,
@@ -82,51 +84,64 @@ def query_rows_bwd(
     """
     N: tl.constexpr = WH * WW
     TILES: tl.constexpr = (N + ROWS - 1) // ROWS
+    ALL_ROWS: tl.constexpr = TILES * ROWS
+    ALL_KEYS: tl.constexpr = (N + KEYS - 1) // KEYS * KEYS
     tile = tl.program_id(0) % TILES
     head = (tl.program_id(0) // TILES) % nH
     owner = tl.program_id(0) // TILES // nH
-    first = (owner.to(tl.int64) * U // owners).to(tl.int32)
-    last = ((owner + 1).to(tl.int64) * U // owners).to(tl.int32)
+    first, last = windows_of(owner, owners, U)
     row = tile * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, D)
     C = nH * HD
-    q_base = qkv + head.to(tl.int64) * stride_head
-    k_base = q_base + stride_three
-    v_base = k_base + stride_three
-    k_pad = pad_value + (nH + head) * HD
-    v_pad = k_pad + C
+    grid = (nWh, nWw, H, W, Hp, Wp, sh, sw)
+    q_base, k_base, v_base, k_pad = pointers_of(qkv, pad_value, head, nH, stride_three, stride_head, HD)
     factor = scale
     if COSINE:
         factor = tl.load(logit_scale + head)
     part = (head * owners + owner).to(tl.int64)
     dlogit_scale = tl.zeros((ROWS,), tl.float32)
-    for unit in range(first, last):
+    for unit in tl.range(first, last, disable_licm=True):
         b = (unit // nW).to(tl.int64)
         window = unit % nW
         image = b * stride_b
         grad_image = b * grad_stride_b + head * HD
         own = b * H * W * (3 * C) + head * HD
-        border = has_border(window, nWw, nWh, sh, sw)
-        y, x, q_region, real, _pad = tokens_of(window, row, nWw, H, W, Hp, Wp, sh, sw, WH, WW, ROLL_PAD)
-        q = load_rows(q_base + image, row_offsets(y, x, stride_y, stride_x, WIDE), real, d, HD)
-        grad_at = row_offsets(y, x, grad_stride_y, grad_stride_x, WIDE)
-        do = load_rows(grad_out + grad_image, grad_at, real, d, HD)
-        q_factor = inverse_norms(q)
+        border = has_border(window, grid)
+        padded = has_padding(window, grid, WH, WW, ROLL_PAD)
+        y, x, real, _pad = tokens_of(window, row, grid, WH, WW, ROLL_PAD)
+        q_at = row_offsets(y, x, stride_y, stride_x, WIDE)
+        q = load_rows(q_base + image, q_at, real, d, HD)
+        do = load_rows(grad_out + grad_image, row_offsets(y, x, grad_stride_y, grad_stride_x, WIDE), real, d, HD)
+        q_inverse = inverse_norms(q, COSINE)
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         delta = tl.zeros((ROWS,), tl.float32)
         for start in range(0, N, KEYS):
             keys = start + tl.arange(0, KEYS)
-            ky, kx, k_region, k_real, pad = tokens_of(window, keys, nWw, H, W, Hp, Wp, sh, sw, WH, WW, ROLL_PAD)
+            ky, kx, k_real, pad = tokens_of(window, keys, grid, WH, WW, ROLL_PAD)
             at = row_offsets(ky, kx, stride_y, stride_x, WIDE)
-            k = with_padding(load_rows(k_base + image, at, k_real, d, HD), pad, k_pad, d, HD, PADDED, HAS_PAD)
-            v = with_padding(load_rows(v_base + image, at, k_real, d, HD), pad, v_pad, d, HD, PADDED, HAS_PAD)
-            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            if COSINE:
-                product = cosines_of(product, q_factor, inverse_norms(k))
-            bias_tile = load_bias(bias, head, row, keys, N, HAS_BIAS)
+            k = load_padded(k_base + image, at, k_real, pad, k_pad, padded, d, HD, PADDED)
+            v = load_padded(v_base + image, at, k_real, pad, k_pad + C, padded, d, HD, PADDED)
+            k_inverse = inverse_norms(k, COSINE)
             s = scores_of(
-                product, factor, bias_tile, q_region, k_region, keys, border, mask_value, N, SHIFTED, N % KEYS != 0
+                q,
+                k,
+                factor,
+                q_inverse,
+                k_inverse,
+                load_bias(bias, head, row, keys, ALL_ROWS, ALL_KEYS, HAS_BIAS),
+                row,
+                keys,
+                window,
+                grid,
+                border,
+                mask_value,
+                WH,
+                WW,
+                COSINE,
+                SHIFTED,
+                N % KEYS != 0,
+                PRECISION,
             )
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             higher = tl.maximum(top, tl.max(s, 1))
@@ -140,35 +155,45 @@ def query_rows_bwd(
         delta = delta * share
         top = finite_top(top)
         dq = tl.zeros((ROWS, D), tl.float32)
-        along = tl.zeros((ROWS,), tl.float32)
         for start in range(0, N, KEYS):
             keys = start + tl.arange(0, KEYS)
-            ky, kx, k_region, k_real, pad = tokens_of(window, keys, nWw, H, W, Hp, Wp, sh, sw, WH, WW, ROLL_PAD)
+            ky, kx, k_real, pad = tokens_of(window, keys, grid, WH, WW, ROLL_PAD)
             at = row_offsets(ky, kx, stride_y, stride_x, WIDE)
-            k = with_padding(load_rows(k_base + image, at, k_real, d, HD), pad, k_pad, d, HD, PADDED, HAS_PAD)
-            v = with_padding(load_rows(v_base + image, at, k_real, d, HD), pad, v_pad, d, HD, PADDED, HAS_PAD)
-            k_factor = inverse_norms(k)
-            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            if COSINE:
-                product = cosines_of(product, q_factor, k_factor)
-            bias_tile = load_bias(bias, head, row, keys, N, HAS_BIAS)
+            k = load_padded(k_base + image, at, k_real, pad, k_pad, padded, d, HD, PADDED)
+            v = load_padded(v_base + image, at, k_real, pad, k_pad + C, padded, d, HD, PADDED)
+            k_inverse = inverse_norms(k, COSINE)
             s = scores_of(
-                product, factor, bias_tile, q_region, k_region, keys, border, mask_value, N, SHIFTED, N % KEYS != 0
+                q,
+                k,
+                factor,
+                q_inverse,
+                k_inverse,
+                load_bias(bias, head, row, keys, ALL_ROWS, ALL_KEYS, HAS_BIAS),
+                row,
+                keys,
+                window,
+                grid,
+                border,
+                mask_value,
+                WH,
+                WW,
+                COSINE,
+                SHIFTED,
+                N % KEYS != 0,
+                PRECISION,
             )
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             p = exponentials(s, top) * share[:, None]
             ds = tl.where(alive[:, None], p * (dp - delta[:, None]), 0.0)
-            add_dbias(dbias_parts, part, row, keys, ds, unit > first, N, HAS_BIAS)
-            for_k = times_rest(ds, k_factor, 0, COSINE).to(q.dtype)
-            dq = tl.dot(for_k, times_power(k, k_factor, COSINE), dq, input_precision=PRECISION)
-            if COSINE:
-                along += tl.sum(ds * product, 1)
-        dq *= factor
+            add_dbias(dbias_parts, part, row, keys, ds, unit > first, ALL_ROWS, ALL_KEYS, HAS_BIAS)
+            for_k = for_other_side(ds, k_inverse, 1, COSINE, q.dtype)
+            dq = tl.dot(for_k, other_side(k, k, k_inverse, COSINE), dq, input_precision=PRECISION)
         if COSINE:
-            dlogit_scale += along
-            dq = normalized_gradient(along * factor, q, q_factor, dq)
-        at = row_offsets(y, x, W * (3 * C), 3 * C, WIDE)
-        store_rows(dqkv + own, at, dq, real, d, HD)
+            q = load_rows(q_base + image, q_at, real, d, HD, True)
+        dq, radial = row_gradient(dq, q, q_inverse, factor, COSINE)
+        if COSINE:
+            dlogit_scale += radial
+        store_rows(dqkv + own, row_offsets(y, x, W * (3 * C), 3 * C, WIDE), dq, real, d, HD)
         at = statistics + (unit * nH.to(tl.int64) + head) * (3 * N) + row
         tl.store(at, top, mask=row < N)
         tl.store(at + N, share, mask=row < N)
@@ -216,7 +241,6 @@ def key_rows_bwd(
     D: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     COSINE: tl.constexpr,
-    HAS_PAD: tl.constexpr,
     PADDED: tl.constexpr,
     SHIFTED: tl.constexpr,
     ROLL_PAD: tl.constexpr,
@@ -233,52 +257,62 @@ def key_rows_bwd(
     """
     N: tl.constexpr = WH * WW
     TILES: tl.constexpr = (N + KEYS - 1) // KEYS
+    ALL_ROWS: tl.constexpr = (N + ROWS - 1) // ROWS * ROWS
+    ALL_KEYS: tl.constexpr = TILES * KEYS
     tile = tl.program_id(0) % TILES
     head = (tl.program_id(0) // TILES) % nH
     owner = tl.program_id(0) // TILES // nH
-    first = (owner.to(tl.int64) * U // owners).to(tl.int32)
-    last = ((owner + 1).to(tl.int64) * U // owners).to(tl.int32)
+    first, last = windows_of(owner, owners, U)
     keys = tile * KEYS + tl.arange(0, KEYS)
     d = tl.arange(0, D)
     C = nH * HD
-    q_base = qkv + head.to(tl.int64) * stride_head
-    k_base = q_base + stride_three
-    v_base = k_base + stride_three
-    k_pad = pad_value + (nH + head) * HD
-    v_pad = k_pad + C
+    grid = (nWh, nWw, H, W, Hp, Wp, sh, sw)
+    q_base, k_base, v_base, k_pad = pointers_of(qkv, pad_value, head, nH, stride_three, stride_head, HD)
     factor = scale
     if COSINE:
         factor = tl.load(logit_scale + head)
-    dk_pad = tl.zeros((D,), tl.float32)
-    dv_pad = tl.zeros((D,), tl.float32)
+    part = (head * owners + owner).to(tl.int64)
     for unit in range(first, last):
         b = (unit // nW).to(tl.int64)
         window = unit % nW
         image = b * stride_b
         grad_image = b * grad_stride_b + head * HD
         own = b * H * W * (3 * C) + head * HD
-        border = has_border(window, nWw, nWh, sh, sw)
-        y, x, k_region, k_real, pad = tokens_of(window, keys, nWw, H, W, Hp, Wp, sh, sw, WH, WW, ROLL_PAD)
+        border = has_border(window, grid)
+        padded = has_padding(window, grid, WH, WW, ROLL_PAD)
+        y, x, k_real, pad = tokens_of(window, keys, grid, WH, WW, ROLL_PAD)
         at = row_offsets(y, x, stride_y, stride_x, WIDE)
-        k = with_padding(load_rows(k_base + image, at, k_real, d, HD), pad, k_pad, d, HD, PADDED, HAS_PAD)
-        v = with_padding(load_rows(v_base + image, at, k_real, d, HD), pad, v_pad, d, HD, PADDED, HAS_PAD)
-        k_factor = inverse_norms(k)
+        k = load_padded(k_base + image, at, k_real, pad, k_pad, padded, d, HD, PADDED)
+        v = load_padded(v_base + image, at, k_real, pad, k_pad + C, padded, d, HD, PADDED)
+        k_inverse = inverse_norms(k, COSINE)
         dk = tl.zeros((KEYS, D), tl.float32)
         dv = tl.zeros((KEYS, D), tl.float32)
-        along = tl.zeros((KEYS,), tl.float32)
         for start in range(0, N, ROWS):
             row = start + tl.arange(0, ROWS)
-            qy, qx, q_region, real, _pad = tokens_of(window, row, nWw, H, W, Hp, Wp, sh, sw, WH, WW, ROLL_PAD)
+            qy, qx, real, _pad = tokens_of(window, row, grid, WH, WW, ROLL_PAD)
             q = load_rows(q_base + image, row_offsets(qy, qx, stride_y, stride_x, WIDE), real, d, HD)
             grad_at = row_offsets(qy, qx, grad_stride_y, grad_stride_x, WIDE)
             do = load_rows(grad_out + grad_image, grad_at, real, d, HD)
-            q_factor = inverse_norms(q)
-            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            if COSINE:
-                product = cosines_of(product, q_factor, k_factor)
-            bias_tile = load_bias(bias, head, row, keys, N, HAS_BIAS)
+            q_inverse = inverse_norms(q, COSINE)
             s = scores_of(
-                product, factor, bias_tile, q_region, k_region, keys, border, mask_value, N, SHIFTED, N % KEYS != 0
+                q,
+                k,
+                factor,
+                q_inverse,
+                k_inverse,
+                load_bias(bias, head, row, keys, ALL_ROWS, ALL_KEYS, HAS_BIAS),
+                row,
+                keys,
+                window,
+                grid,
+                border,
+                mask_value,
+                WH,
+                WW,
+                COSINE,
+                SHIFTED,
+                N % KEYS != 0,
+                PRECISION,
             )
             stat_at = statistics + (unit * nH.to(tl.int64) + head) * (3 * N) + row
             top = tl.load(stat_at, mask=row < N, other=0.0)
@@ -289,20 +323,11 @@ def key_rows_bwd(
             dv = tl.dot(tl.trans(p.to(do.dtype)), do, dv, input_precision=PRECISION)
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             ds = tl.where(alive[:, None], p * (dp - delta[:, None]), 0.0)
-            for_q = times_rest(ds, q_factor, 1, COSINE).to(q.dtype)
-            dk = tl.dot(tl.trans(for_q), times_power(q, q_factor, COSINE), dk, input_precision=PRECISION)
-            if COSINE:
-                along += tl.sum(ds * product, 0)
-        dk *= factor
+            for_q = tl.trans(for_other_side(ds, q_inverse, 0, COSINE, q.dtype))
+            dk = tl.dot(for_q, other_side(q, q, q_inverse, COSINE), dk, input_precision=PRECISION)
         if COSINE:
-            dk = normalized_gradient(along * factor, k, k_factor, dk)
+            k = load_padded(k_base + image, at, k_real, pad, k_pad, padded, d, HD, PADDED, True)
         at = row_offsets(y, x, W * (3 * C), 3 * C, WIDE)
-        store_rows(dqkv + own + C, at, dk, k_real, d, HD)
-        store_rows(dqkv + own + 2 * C, at, dv, k_real, d, HD)
-        if PADDED and HAS_PAD:
-            dk_pad += tl.sum(tl.where(pad[:, None], dk, 0.0), 0)
-            dv_pad += tl.sum(tl.where(pad[:, None], dv, 0.0), 0)
-    if HAS_PAD:
-        at = dpad_value_parts + ((head * owners + owner).to(tl.int64) * TILES + tile) * (2 * HD) + d
-        tl.store(at, dk_pad, mask=d < HD)
-        tl.store(at + HD, dv_pad, mask=d < HD)
+        key_rows = dqkv + own + C
+        dpad_row = dpad_value_parts + (part * TILES + tile) * (2 * HD)
+        store_keys(dk, dv, k, k_inverse, factor, key_rows, C, at, k_real, pad, padded, dpad_row, d, HD, COSINE, PADDED)

@@ -8,24 +8,27 @@ import triton.language as tl
 
 from .triton_window import (
     LOG2_E,
-    cosines_of,
     exponentials,
     finite_top,
     has_border,
+    has_padding,
+    head_of,
     inverse_norms,
     load_bias,
+    load_padded,
     load_rows,
+    pointers_of,
     row_offsets,
     scores_of,
+    store_rows,
     tokens_of,
-    with_padding,
 )
 
 #: Arguments whose values are no reason to compile again; strides are, where they are multiples of 16.
 UNSPECIALIZED = ("U", "nW", "nWh", "nWw", "H", "W", "Hp", "Wp", "sh", "sw", "nH")
 
 
-@triton.jit(do_not_specialize=(*UNSPECIALIZED, "units"))
+@triton.jit(do_not_specialize=(*UNSPECIALIZED, "units", "span"))
 def whole_windows(
     qkv,
     bias,
@@ -35,6 +38,7 @@ def whole_windows(
     scale,
     mask_value,
     units,
+    span,
     U,
     nW,
     nWh,
@@ -57,7 +61,6 @@ def whole_windows(
     D: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     COSINE: tl.constexpr,
-    HAS_PAD: tl.constexpr,
     PADDED: tl.constexpr,
     SHIFTED: tl.constexpr,
     ROLL_PAD: tl.constexpr,
@@ -68,80 +71,96 @@ def whole_windows(
     MORE_KEYS: tl.constexpr,
 ):
     """Computes: out of `units` windows of one head, keys and values of a whole window on the chip.
-    Grid: (nH * ceil(U / units),), heads fastest, so that the heads of a window, whose rows share cache lines, run
-    together. U windows of all images.
+    Grid: (span * ceil(ceil(U / units) / floor(span / nH)),), heads fastest, so that the heads of a window, whose rows
+    share cache lines, run together, and `span` programs apart the same head, whose bias is read again. U windows of all
+    images.
     Memory: 2 (3 HD reads + HD writes) bytes a token and head in 16 bits; a bias of one tile stays in registers.
     Numerics: products in the input dtype, accumulated in float32; softmax in float32 in one pass, probabilities rounded
     to the input dtype for the product with v and divided by their sum after it. No sum depends on B or units.
     Source: written for this project; masks and padding as csrc/window.h.
     """
     N: tl.constexpr = WH * WW
-    head = tl.program_id(0) % nH
-    first = (tl.program_id(0) // nH) * units
+    ALL_ROWS: tl.constexpr = (N + ROWS - 1) // ROWS * ROWS
+    ALL_KEYS: tl.constexpr = KEYS + MORE_KEYS
+    head, number = head_of(tl.program_id(0), span, nH)
+    first = number * units
     rows = tl.arange(0, ROWS)
     keys = tl.arange(0, KEYS)
     d = tl.arange(0, D)
     C = nH * HD
-    q_base = qkv + head.to(tl.int64) * stride_head
-    k_base = q_base + stride_three
-    v_base = k_base + stride_three
-    k_pad = pad_value + (nH + head) * HD
-    v_pad = k_pad + C
+    grid = (nWh, nWw, H, W, Hp, Wp, sh, sw)
+    q_base, k_base, v_base, k_pad = pointers_of(qkv, pad_value, head, nH, stride_three, stride_head, HD)
     factor = scale
     if COSINE:
         factor = tl.load(logit_scale + head)
     if N <= ROWS:
-        bias_tile = load_bias(bias, head, rows, keys, N, HAS_BIAS)
-    for unit in range(first, min(first + units, U)):
+        bias_tile = load_bias(bias, head, rows, keys, ALL_ROWS, ALL_KEYS, HAS_BIAS)
+    for unit in tl.range(first, min(first + units, U), disable_licm=PADDED or COSINE):
         b = (unit // nW).to(tl.int64)
         window = unit % nW
         image = b * stride_b
-        border = has_border(window, nWw, nWh, sh, sw)
-        ky, kx, k_region, k_real, pad = tokens_of(window, keys, nWw, H, W, Hp, Wp, sh, sw, WH, WW, ROLL_PAD)
-        k_at = row_offsets(ky, kx, stride_y, stride_x, WIDE)
-        k = with_padding(load_rows(k_base + image, k_at, k_real, d, HD), pad, k_pad, d, HD, PADDED, HAS_PAD)
-        v = with_padding(load_rows(v_base + image, k_at, k_real, d, HD), pad, v_pad, d, HD, PADDED, HAS_PAD)
-        if COSINE:
-            k_factor = inverse_norms(k)
+        border = has_border(window, grid)
+        padded = has_padding(window, grid, WH, WW, ROLL_PAD)
+        y, x, real, pad = tokens_of(window, keys, grid, WH, WW, ROLL_PAD)
+        at = row_offsets(y, x, stride_y, stride_x, WIDE)
+        k = load_padded(k_base + image, at, real, pad, k_pad, padded, d, HD, PADDED)
+        v = load_padded(v_base + image, at, real, pad, k_pad + C, padded, d, HD, PADDED)
+        k_inverse = inverse_norms(k, COSINE)
         if MORE_KEYS > 0:
             keys2 = KEYS + tl.arange(0, MORE_KEYS)
-            y2, x2, k_region2, real2, pad2 = tokens_of(window, keys2, nWw, H, W, Hp, Wp, sh, sw, WH, WW, ROLL_PAD)
-            at2 = row_offsets(y2, x2, stride_y, stride_x, WIDE)
-            k2 = with_padding(load_rows(k_base + image, at2, real2, d, HD), pad2, k_pad, d, HD, PADDED, HAS_PAD)
-            v2 = with_padding(load_rows(v_base + image, at2, real2, d, HD), pad2, v_pad, d, HD, PADDED, HAS_PAD)
-            if COSINE:
-                k_factor2 = inverse_norms(k2)
+            y, x, real, pad = tokens_of(window, keys2, grid, WH, WW, ROLL_PAD)
+            at = row_offsets(y, x, stride_y, stride_x, WIDE)
+            k2 = load_padded(k_base + image, at, real, pad, k_pad, padded, d, HD, PADDED)
+            v2 = load_padded(v_base + image, at, real, pad, k_pad + C, padded, d, HD, PADDED)
+            k_inverse2 = inverse_norms(k2, COSINE)
         for start in range(0, N, ROWS):
             row = start + rows
-            y, x, q_region, real, _pad = tokens_of(window, row, nWw, H, W, Hp, Wp, sh, sw, WH, WW, ROLL_PAD)
-            q = load_rows(q_base + image, row_offsets(y, x, stride_y, stride_x, WIDE), real, d, HD)
+            qy, qx, q_real, _pad = tokens_of(window, row, grid, WH, WW, ROLL_PAD)
+            q = load_rows(q_base + image, row_offsets(qy, qx, stride_y, stride_x, WIDE), q_real, d, HD)
+            q_inverse = inverse_norms(q, COSINE)
             if N > ROWS:
-                bias_tile = load_bias(bias, head, row, keys, N, HAS_BIAS)
-            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            if COSINE:
-                q_factor = inverse_norms(q)
-                product = cosines_of(product, q_factor, k_factor)
+                bias_tile = load_bias(bias, head, row, keys, ALL_ROWS, ALL_KEYS, HAS_BIAS)
             s = scores_of(
-                product, factor, bias_tile, q_region, k_region, keys, border, mask_value, N, SHIFTED, KEYS > N
+                q,
+                k,
+                factor,
+                q_inverse,
+                k_inverse,
+                bias_tile,
+                row,
+                keys,
+                window,
+                grid,
+                border,
+                mask_value,
+                WH,
+                WW,
+                COSINE,
+                SHIFTED,
+                KEYS > N,
+                PRECISION,
             )
             top = tl.max(s, 1)
             if MORE_KEYS > 0:
-                product = tl.dot(q, tl.trans(k2), input_precision=PRECISION)
-                if COSINE:
-                    product = cosines_of(product, q_factor, k_factor2)
-                tile = load_bias(bias, head, row, keys2, N, HAS_BIAS)
                 s2 = scores_of(
-                    product,
+                    q,
+                    k2,
                     factor,
-                    tile,
-                    q_region,
-                    k_region2,
+                    q_inverse,
+                    k_inverse2,
+                    load_bias(bias, head, row, keys2, ALL_ROWS, ALL_KEYS, HAS_BIAS),
+                    row,
                     keys2,
+                    window,
+                    grid,
                     border,
                     mask_value,
-                    N,
+                    WH,
+                    WW,
+                    COSINE,
                     SHIFTED,
                     KEYS + MORE_KEYS > N,
+                    PRECISION,
                 )
                 top = tl.maximum(top, tl.max(s2, 1))
             top = finite_top(top)
@@ -153,12 +172,8 @@ def whole_windows(
                 total += tl.sum(p, 1)
                 o = tl.dot(p.to(v.dtype), v2, o, input_precision=PRECISION)
             o = o / tl.where(total == 0.0, 1.0, total)[:, None]
-            at = row_offsets(y, x, W * C, C, WIDE)
-            tl.store(
-                out + b * H * W * C + head * HD + at[:, None] + d[None, :],
-                o.to(out.dtype.element_ty),
-                mask=real[:, None] & (d < HD)[None, :],
-            )
+            q_at = row_offsets(qy, qx, W * C, C, WIDE)
+            store_rows(out + b * H * W * C + head * HD, q_at, o, q_real, d, HD)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -192,7 +207,6 @@ def rows_of_windows(
     D: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     COSINE: tl.constexpr,
-    HAS_PAD: tl.constexpr,
     PADDED: tl.constexpr,
     SHIFTED: tl.constexpr,
     ROLL_PAD: tl.constexpr,
@@ -210,6 +224,7 @@ def rows_of_windows(
     """
     N: tl.constexpr = WH * WW
     TILES: tl.constexpr = (N + ROWS - 1) // ROWS
+    ALL_KEYS: tl.constexpr = (N + KEYS - 1) // KEYS * KEYS
     unit = tl.program_id(0) // TILES
     head = unit % nH
     unit = unit // nH
@@ -219,33 +234,45 @@ def rows_of_windows(
     row = (tl.program_id(0) % TILES) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, D)
     C = nH * HD
-    q_base = qkv + head.to(tl.int64) * stride_head
-    k_base = q_base + stride_three
-    v_base = k_base + stride_three
-    k_pad = pad_value + (nH + head) * HD
-    v_pad = k_pad + C
+    grid = (nWh, nWw, H, W, Hp, Wp, sh, sw)
+    q_base, k_base, v_base, k_pad = pointers_of(qkv, pad_value, head, nH, stride_three, stride_head, HD)
     factor = scale
     if COSINE:
         factor = tl.load(logit_scale + head)
-    border = has_border(window, nWw, nWh, sh, sw)
-    y, x, q_region, real, _pad = tokens_of(window, row, nWw, H, W, Hp, Wp, sh, sw, WH, WW, ROLL_PAD)
+    border = has_border(window, grid)
+    padded = has_padding(window, grid, WH, WW, ROLL_PAD)
+    y, x, real, _pad = tokens_of(window, row, grid, WH, WW, ROLL_PAD)
     q = load_rows(q_base + image, row_offsets(y, x, stride_y, stride_x, WIDE), real, d, HD)
-    if COSINE:
-        q_factor = inverse_norms(q)
+    q_inverse = inverse_norms(q, COSINE)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     o = tl.zeros((ROWS, D), tl.float32)
     for start in range(0, N, KEYS):
         keys = start + tl.arange(0, KEYS)
-        ky, kx, k_region, k_real, pad = tokens_of(window, keys, nWw, H, W, Hp, Wp, sh, sw, WH, WW, ROLL_PAD)
+        ky, kx, k_real, pad = tokens_of(window, keys, grid, WH, WW, ROLL_PAD)
         at = row_offsets(ky, kx, stride_y, stride_x, WIDE)
-        k = with_padding(load_rows(k_base + image, at, k_real, d, HD), pad, k_pad, d, HD, PADDED, HAS_PAD)
-        v = with_padding(load_rows(v_base + image, at, k_real, d, HD), pad, v_pad, d, HD, PADDED, HAS_PAD)
-        product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if COSINE:
-            product = cosines_of(product, q_factor, inverse_norms(k))
-        tile = load_bias(bias, head, row, keys, N, HAS_BIAS)
-        s = scores_of(product, factor, tile, q_region, k_region, keys, border, mask_value, N, SHIFTED, N % KEYS != 0)
+        k = load_padded(k_base + image, at, k_real, pad, k_pad, padded, d, HD, PADDED)
+        v = load_padded(v_base + image, at, k_real, pad, k_pad + C, padded, d, HD, PADDED)
+        s = scores_of(
+            q,
+            k,
+            factor,
+            q_inverse,
+            inverse_norms(k, COSINE),
+            load_bias(bias, head, row, keys, TILES * ROWS, ALL_KEYS, HAS_BIAS),
+            row,
+            keys,
+            window,
+            grid,
+            border,
+            mask_value,
+            WH,
+            WW,
+            COSINE,
+            SHIFTED,
+            N % KEYS != 0,
+            PRECISION,
+        )
         higher = tl.maximum(top, tl.max(s, 1))
         shrunk = tl.exp2((top - finite_top(higher)) * LOG2_E)
         p = exponentials(s, finite_top(higher))
@@ -254,8 +281,4 @@ def rows_of_windows(
         top = higher
     o = o / tl.where(total == 0.0, 1.0, total)[:, None]
     at = row_offsets(y, x, W * C, C, WIDE)
-    tl.store(
-        out + b * H * W * C + head * HD + at[:, None] + d[None, :],
-        o.to(out.dtype.element_ty),
-        mask=real[:, None] & (d < HD)[None, :],
-    )
+    store_rows(out + b * H * W * C + head * HD, at, o, real, d, HD)

@@ -15,6 +15,14 @@ COSINE_EPS: tl.constexpr = tl.constexpr(1e-12)
 
 
 @triton.jit
+def unknown_zero(window):
+    """Zero, of which the compiler does not know it: what is computed with it is not known from before, nor kept in
+    registers from there to here. `disable_licm` keeps in a loop only what the last of the compilers would move out.
+    """
+    return window >> 31
+
+
+@triton.jit
 def axis_pixel(position, size, padded, shift, ROLL_PAD: tl.constexpr):
     """The pixel at a position of the padded and rolled axis, or -1 where that is padding."""
     if ROLL_PAD:
@@ -34,24 +42,77 @@ def axis_region(position, padded, window, shift):
 
 
 @triton.jit
-def tokens_of(
-    window, offs, nWw, H, W, Hp, Wp, sh, sw, WH: tl.constexpr, WW: tl.constexpr, ROLL_PAD: tl.constexpr
-):  # offs: tokens of a window, those from N on do not exist
-    """(pixel row, pixel column, shift region, whether it is a pixel, whether it is padding) of each token."""
+def tokens_of(window, offs, grid, WH: tl.constexpr, WW: tl.constexpr, ROLL_PAD: tl.constexpr):
+    """(pixel row, pixel column, whether it is a pixel, whether it is padding) of tokens of a window.
+
+    `offs` from N on do not exist. `grid` = (nWh, nWw, H, W, Hp, Wp, sh, sw), of one image.
+    """
+    _nWh, nWw, H, W, Hp, Wp, sh, sw = grid
     py = (window // nWw) * WH + offs // WW
     px = (window % nWw) * WW + offs % WW
     y = axis_pixel(py, H, Hp, sh, ROLL_PAD)
     x = axis_pixel(px, W, Wp, sw, ROLL_PAD)
-    region = axis_region(py, Hp, WH, sh) * 3 + axis_region(px, Wp, WW, sw)
     exists = offs < WH * WW
     real = exists & (y >= 0) & (x >= 0)
-    return y, x, region, real, exists & (real == 0)
+    return y, x, real, exists & (real == 0)
 
 
 @triton.jit
-def has_border(window, nWw, nWh, sh, sw):
+def regions_of(window, offs, grid, WH: tl.constexpr, WW: tl.constexpr):
+    """The shift regions of tokens of a window; those of equal numbers see each other unmasked."""
+    _nWh, nWw, _H, _W, Hp, Wp, sh, sw = grid
+    py = (window // nWw) * WH + offs // WW
+    px = (window % nWw) * WW + offs % WW
+    return axis_region(py, Hp, WH, sh) * 3 + axis_region(px, Wp, WW, sw)
+
+
+@triton.jit
+def has_border(window, grid):
     """Whether a window holds more than one region: only the last one of a shifted axis does."""
+    nWh, nWw, _H, _W, _Hp, _Wp, sh, sw = grid
     return ((sh != 0) & (window // nWw == nWh - 1)) | ((sw != 0) & (window % nWw == nWw - 1))
+
+
+@triton.jit
+def axis_has_padding(first, size, padded, window, shift, ROLL_PAD: tl.constexpr):
+    """Whether some of the positions from `first` on, as many as a window has, are padding."""
+    if not ROLL_PAD:
+        first += shift  # what is rolled over has come past all of the padding
+    return (padded > size) & (first + window > size)
+
+
+@triton.jit
+def has_padding(window, grid, WH: tl.constexpr, WW: tl.constexpr, ROLL_PAD: tl.constexpr):
+    _nWh, nWw, H, W, Hp, Wp, sh, sw = grid
+    rows = axis_has_padding((window // nWw) * WH, H, Hp, WH, sh, ROLL_PAD)
+    return rows | axis_has_padding((window % nWw) * WW, W, Wp, WW, sw, ROLL_PAD)
+
+
+@triton.jit
+def head_of(program, span, nH):
+    """(The head of a program, its number among the programs of the head).
+
+    Programs that are `span` apart share a head; where that is the number of multiprocessors, those of one, mostly.
+    """
+    column = program % span
+    head = column % nH
+    columns = span // nH + (head < span % nH).to(tl.int32)
+    return head, (program // span) * columns + column // nH
+
+
+@triton.jit
+def windows_of(owner, owners, U):
+    """The range of windows that an owner has: equal ones, one after the other."""
+    first = (owner.to(tl.int64) * U // owners).to(tl.int32)
+    return first, ((owner + 1).to(tl.int64) * U // owners).to(tl.int32)
+
+
+@triton.jit
+def pointers_of(qkv, pad_value, head, nH, stride_three, stride_head, HD: tl.constexpr):
+    """To q, k and v of a head in the first image, and to the row that k of padding has; that of v is C behind it."""
+    q = qkv + head.to(tl.int64) * stride_head
+    k = q + stride_three
+    return q, k, k + stride_three, pad_value + (nH + head) * HD
 
 
 @triton.jit
@@ -64,64 +125,98 @@ def row_offsets(y, x, stride_y, stride_x, WIDE: tl.constexpr):
 
 
 @triton.jit
-def load_rows(base, rows, real, d, HD: tl.constexpr):
-    """(rows, D): rows that are no pixel, and channels from HD on, are zero."""
-    return tl.load(base + rows[:, None] + d[None, :], mask=real[:, None] & (d < HD)[None, :], other=0.0)
+def load_rows(base, rows, real, d, HD: tl.constexpr, AGAIN: tl.constexpr = False):
+    """(rows, D): rows that are no pixel, and channels from HD on, are zero.
+
+    AGAIN: the compiler shall take it for another load than the first, and not keep the rows in registers until here.
+    """
+    mask = real[:, None] & (d < HD)[None, :]
+    return tl.load(base + rows[:, None] + d[None, :], mask=mask, other=0.0, cache_modifier=".ca" if AGAIN else "")
 
 
 @triton.jit
-def with_padding(rows, pad, pad_value, d, HD: tl.constexpr, PADDED: tl.constexpr, HAS_PAD: tl.constexpr):
-    """`rows` with the row at `pad_value` where a token is padding."""
-    if PADDED and HAS_PAD:
-        value = tl.load(pad_value + d, mask=d < HD, other=0.0)
-        rows = tl.where(pad[:, None], value[None, :], rows)
-    return rows
+def load_padded(
+    base,
+    rows,
+    real,
+    pad,
+    pad_value,
+    padded,
+    d,
+    HD: tl.constexpr,
+    PADDED: tl.constexpr,
+    AGAIN: tl.constexpr = False,
+):
+    """As load_rows, with the row at `pad_value` where a token is padding. `padded`: some token is."""
+    loaded = load_rows(base, rows, real, d, HD, AGAIN)
+    if PADDED:
+        if padded:
+            value = tl.load(pad_value + d, mask=d < HD, other=0.0)
+            loaded = tl.where(pad[:, None], value[None, :], loaded)
+    return loaded
 
 
 @triton.jit
-def inverse_norms(rows):
-    """1 / max(|row|, eps) of each row, in float32."""
-    wide = rows.to(tl.float32)
-    return 1.0 / tl.maximum(tl.sqrt(tl.sum(wide * wide, 1)), COSINE_EPS)
+def store_rows(base, at, rows, real, d, HD: tl.constexpr):
+    tl.store(base + at[:, None] + d[None, :], rows.to(base.dtype.element_ty), mask=real[:, None] & (d < HD)[None, :])
 
 
 @triton.jit
-def load_bias(bias, head, rows, keys, N: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """The tile (rows, keys) of the dense bias of a head; zero outside of the window."""
+def inverse_norms(rows, COSINE: tl.constexpr):
+    """1 / max(|row|, eps) of each row, in float32; 1 without cosine attention."""
+    if COSINE:
+        wide = rows.to(tl.float32)
+        inverse = tl.minimum(tl.rsqrt(tl.sum(wide * wide, 1)), 1.0 / COSINE_EPS)
+    else:
+        inverse = 1.0
+    return inverse
+
+
+@triton.jit
+def load_bias(bias, head, rows, keys, LAST_ROW: tl.constexpr, LAST_KEY: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """A tile of the bias of a head, which `lay_out_bias` made whole tiles of: no mask, and neighbours in one load."""
     if HAS_BIAS:
-        inside = (rows < N)[:, None] & (keys < N)[None, :]
-        tile = tl.load(bias + head * (N * N) + rows[:, None] * N + keys[None, :], mask=inside, other=0.0)
+        tile = tl.load(bias + head * (LAST_ROW * LAST_KEY) + rows[:, None] * LAST_KEY + keys[None, :])
     else:
         tile = tl.zeros((rows.shape[0], keys.shape[0]), tl.float32)
     return tile
 
 
 @triton.jit
-def cosines_of(product, q_factor, k_factor):
-    return product * q_factor[:, None] * k_factor[None, :]
-
-
-@triton.jit
 def scores_of(
-    product,
+    q,
+    k,
     factor,
+    q_inverse,
+    k_inverse,
     bias_tile,
-    q_region,
-    k_region,
+    rows,
     keys,
+    window,
+    grid,
     border,
     mask_value,
-    N: tl.constexpr,
+    WH: tl.constexpr,
+    WW: tl.constexpr,
+    COSINE: tl.constexpr,
     SHIFTED: tl.constexpr,
     CUT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """The scores of a tile, from q.k or the cosine, in float32. CUT: some keys do not exist; theirs are -inf."""
-    scores = product * factor + bias_tile
+    """The scores of a tile, in float32. CUT: some keys do not exist; theirs are -inf."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if COSINE:
+        scores = scores * (factor * q_inverse)[:, None] * k_inverse[None, :] + bias_tile
+    else:
+        scores = scores * factor + bias_tile
     if SHIFTED:
         if border:
-            scores = tl.where(q_region[:, None] == k_region[None, :], scores, scores + mask_value)
+            zero = unknown_zero(window)  # or the quotients by WW of all rows and keys fill 64 registers
+            of_rows = regions_of(window, rows + zero, grid, WH, WW)
+            of_keys = regions_of(window, keys + zero, grid, WH, WW)
+            scores = tl.where(of_rows[:, None] == of_keys[None, :], scores, scores + mask_value)
     if CUT:
-        scores = tl.where((keys < N)[None, :], scores, float("-inf"))
+        scores = tl.where((keys < WH * WW)[None, :], scores, float("-inf"))
     return scores
 
 
