@@ -71,8 +71,11 @@ build: needs-torch needs-numpy needs-setuptools
 demo: build
 	$(PY) -m swin_fast demo $(ARGS)
 
+# The tests run with one thread each, so that pytest-xdist, where it is installed, can share them among the cores. The
+# slow ones have processes of their own.
+SHARED = $$($(PY) -c "import importlib.util as u; print('-n auto --dist worksteal' if u.find_spec('xdist') else '')")
 test: needs-pytest needs-pytest_benchmark build
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(SHARED) $(ARGS)
 
 check: test
 	$(PY) -m benchmarks.report --check
