@@ -81,7 +81,7 @@ check: test
 	$(PY) -m benchmarks.report --check
 	$(PY) -m pytest -m slow $(ARGS)
 
-CPP = $$(find csrc tests/cpp benchmarks scripts -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CPP = $$(find csrc tests/cpp tests/cusim benchmarks scripts -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 lint: needs-ruff needs-mypy needs-clang_format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

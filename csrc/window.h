@@ -30,33 +30,33 @@ struct WindowAxis {
   int32_t window;  // window_size on this axis, >= 1
   int32_t shift;   // shift_size on this axis, 0 <= shift < window
   PadOrder pad_order;
+  // What follows from these, made once, as a GPU shall not divide for every token.
+  int64_t num_windows = ceil_div(size, window);
+  int64_t padded_size = num_windows * window;
+  // The roll: by how many positions, and of how many. The real axis may be shorter than the shift, hence the modulo.
+  int64_t roll = pad_order == PadOrder::kPadRoll ? shift : shift % size;
+  int64_t rolled_size = pad_order == PadOrder::kPadRoll ? padded_size : size;
 
-  SWIN_FAST_HOST_DEVICE int64_t num_windows() const { return ceil_div(size, window); }
-  SWIN_FAST_HOST_DEVICE int64_t padded_size() const { return num_windows() * window; }
-
-  // The pixel at a grid position, or -1 where the position is padding.
-  SWIN_FAST_HOST_DEVICE int64_t pixel(int64_t position) const {
-    if (pad_order == PadOrder::kPadRoll) {
-      const int64_t padded = padded_size();
-      int64_t p = position + shift;  // shift < window <= padded, so one subtraction wraps
-      if (p >= padded) p -= padded;
-      return p < size ? p : -1;
-    }
-    // The real axis may be shorter than the shift, hence the true modulo.
-    return position < size ? (position + shift) % size : -1;
+  // The pixel at a grid position, or -1 where the position is padding. Index: int32_t for who knows that the axis fits.
+  template <class Index>
+  SWIN_FAST_HOST_DEVICE Index pixel(Index position) const {
+    Index p = position + static_cast<Index>(roll);
+    if (p >= static_cast<Index>(rolled_size)) p -= static_cast<Index>(rolled_size);  // the roll is shorter than this
+    return (pad_order == PadOrder::kPadRoll ? p : position) < static_cast<Index>(size) ? p : -1;
   }
 
   // The shift region of a grid position: tokens of one window attend unmasked only within equal regions. Regions are
   // cut on the padded axis: [0, P - window), [P - window, P - shift), [P - shift, P). An unshifted axis is one region.
-  SWIN_FAST_HOST_DEVICE int32_t region(int64_t position) const {
+  template <class Index>
+  SWIN_FAST_HOST_DEVICE int32_t region(Index position) const {
     if (shift == 0) return 0;
-    const int64_t padded = padded_size();
+    const auto padded = static_cast<Index>(padded_size);
     return position < padded - window ? 0 : position < padded - shift ? 1 : 2;
   }
 
   // Whether the window holds more than one region: only the last one of a shifted axis does.
   SWIN_FAST_HOST_DEVICE bool has_border(int64_t window_index) const {
-    return shift != 0 && window_index == num_windows() - 1;
+    return shift != 0 && window_index == num_windows - 1;
   }
 };
 

@@ -37,7 +37,7 @@ struct WindowAttentionParams {
 
   WindowAxis axis_y() const { return {H, window_size[0], shift_size[0], pad_order}; }
   WindowAxis axis_x() const { return {W, window_size[1], shift_size[1], pad_order}; }
-  int32_t window_area() const { return window_size[0] * window_size[1]; }
+  SWIN_FAST_HOST_DEVICE int32_t window_area() const { return window_size[0] * window_size[1]; }
 };
 
 struct WindowAttentionFwdParams : WindowAttentionParams {

@@ -223,10 +223,15 @@ BUGS = {
     "first region boundary off by one": Bug(
         "window.h", "position < padded - window ? 0", "position <= padded - window ? 0"
     ),
-    "pad_roll does not wrap": Bug("window.h", "if (p >= padded) p -= padded;", ""),
-    "pad_roll takes padding for a pixel": Bug("window.h", "return p < size ? p : -1;", "return p <= size ? p : -1;"),
-    "roll_pad without modulo": Bug("window.h", "(position + shift) % size", "position + shift"),
-    "last window thought to be of one region": Bug("window.h", "num_windows() - 1;", "num_windows();"),
+    "a roll does not wrap": Bug(
+        "window.h", "if (p >= static_cast<Index>(rolled_size)) p -= static_cast<Index>(rolled_size);", ""
+    ),
+    "padding is taken for a pixel": Bug(
+        "window.h", "position) < static_cast<Index>(size) ?", "position) <= static_cast<Index>(size) ?"
+    ),
+    "roll_pad without modulo": Bug("window.h", "shift : shift % size;", "shift : shift;"),
+    "roll_pad wraps at the padded size": Bug("window.h", "padded_size : size;", "padded_size : padded_size;"),
+    "last window thought to be of one region": Bug("window.h", "num_windows - 1;", "num_windows;"),
     "relative index transposed": Bug(
         "window.h", "return query - key + window - 1;", "return key - query + window - 1;"
     ),

@@ -52,8 +52,8 @@ struct WindowWalk {
       : p(&params),
         axis_y(params.axis_y()),
         axis_x(params.axis_x()),
-        windows_y(axis_y.num_windows()),
-        windows_x(axis_x.num_windows()),
+        windows_y(axis_y.num_windows),
+        windows_x(axis_x.num_windows),
         strip(begin),
         strip_end(end) {}
 

@@ -123,7 +123,7 @@ struct Bias {
   }
 };
 
-int64_t strips(const WindowAttentionParams& p) { return p.B * p.axis_y().num_windows(); }
+int64_t strips(const WindowAttentionParams& p) { return p.B * p.axis_y().num_windows; }
 
 // Slices of the backward: they depend on shape alone, so that sums over the batch are bit-equal whatever the thread
 // count. At most 32, and no more than hold the sums in 32 MB.

@@ -73,9 +73,9 @@ void test_axis(int64_t size, int32_t window, int32_t shift, PadOrder pad_order) 
   const WindowAxis axis{size, window, shift, pad_order};
   const std::vector<int64_t> grid = brute_force_grid(size, window, shift, pad_order);
   const int64_t padded = static_cast<int64_t>(grid.size());
-  check(axis.padded_size() == padded, "padded_size", axis, padded);
-  check(axis.num_windows() * window == padded, "num_windows", axis, padded);
-  if (axis.padded_size() != padded) return;
+  check(axis.padded_size == padded, "padded_size", axis, padded);
+  check(axis.num_windows * window == padded, "num_windows", axis, padded);
+  if (axis.padded_size != padded) return;
 
   std::vector<int> covered(size, 0);
   const std::vector<int64_t> regions = brute_force_regions(padded, window, shift);
@@ -103,7 +103,7 @@ void test_axis(int64_t size, int32_t window, int32_t shift, PadOrder pad_order) 
 // The mask of two axes: tokens of a window differ in combine_regions exactly where they differ in the 3 x 3 map that
 // the original code numbers with one counter over both axes' slices.
 void test_image(const WindowAxis& y_axis, const WindowAxis& x_axis) {
-  const int64_t rows = y_axis.padded_size(), columns = x_axis.padded_size();
+  const int64_t rows = y_axis.padded_size, columns = x_axis.padded_size;
   std::vector<std::vector<int64_t>> image_mask(rows, std::vector<int64_t>(columns, -1));
   int64_t count = 0;
   for (int64_t y_part = 0; y_part < 3; ++y_part) {
@@ -117,8 +117,8 @@ void test_image(const WindowAxis& y_axis, const WindowAxis& x_axis) {
       }
     }
   }
-  for (int64_t wy = 0; wy < y_axis.num_windows(); ++wy) {
-    for (int64_t wx = 0; wx < x_axis.num_windows(); ++wx) {
+  for (int64_t wy = 0; wy < y_axis.num_windows; ++wy) {
+    for (int64_t wx = 0; wx < x_axis.num_windows; ++wx) {
       std::vector<std::pair<int64_t, int32_t>> tokens;  // (original number, ours)
       for (int64_t y = wy * y_axis.window; y < (wy + 1) * y_axis.window; ++y) {
         for (int64_t x = wx * x_axis.window; x < (wx + 1) * x_axis.window; ++x) {
@@ -165,8 +165,8 @@ void test_long_axis(int64_t size, int32_t window, int32_t shift, PadOrder pad_or
   const WindowAxis axis{size, window, shift, pad_order};
   const Wide windows = (static_cast<Wide>(size) + window - 1) / window;
   const Wide padded = windows * window;
-  check(axis.num_windows() == windows, "num_windows, long axis", axis, 0);
-  check(axis.padded_size() == padded, "padded_size, long axis", axis, 0);
+  check(axis.num_windows == windows, "num_windows, long axis", axis, 0);
+  check(axis.padded_size == padded, "padded_size, long axis", axis, 0);
   const Wide anchors[] = {0,      shift,         size / 2,     size - shift, size, padded - window, padded - shift,
                           padded, Wide{1} << 31, Wide{1} << 32};
   for (const Wide anchor : anchors) {
@@ -185,8 +185,8 @@ void test_long_axis(int64_t size, int32_t window, int32_t shift, PadOrder pad_or
       check(axis.region(at) == region, "region, long axis", axis, at);
     }
   }
-  check(axis.has_border(axis.num_windows() - 1) == (shift != 0), "has_border, long axis", axis, 0);
-  check(!axis.has_border(axis.num_windows() - 2), "has_border, long axis", axis, 1);
+  check(axis.has_border(axis.num_windows - 1) == (shift != 0), "has_border, long axis", axis, 0);
+  check(!axis.has_border(axis.num_windows - 2), "has_border, long axis", axis, 1);
 }
 
 // Offsets of rows whose tensor has more than 2^31 and 2^32 elements, in several layouts.

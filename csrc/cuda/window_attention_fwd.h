@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The forward kernel of windows of up to 64 tokens, at head_dim 32, in float16 and bfloat16.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "../window_attention.h"
+#include "primitives.h"
+
+namespace swin_fast::cuda {
+
+// What the kernel is told: the problem, and how its work is cut. The axes stand here ready made.
+struct SmallFwdParams {
+  WindowAttentionFwdParams problem;
+  WindowAxis y, x;
+  int32_t stride_y, stride_x;  // of qkv
+  int64_t image_windows;       // of one image
+  int64_t all_windows;         // of all images
+  int32_t heads = 1;           // of a block: they divide nH
+  int32_t windows = 1;         // that a block has in work at a time; a warp for each of them and each head
+  int32_t groups = 1;          // of heads: nH / heads
+  int32_t blocks = 1;          // of each group
+};
+
+// Rows of 64 bytes in shared memory, as four chunks of 16. ldmatrix reads one chunk of eight rows at once: the chunk is
+// turned by the pair that a row belongs to, so that the eight lie in eight different groups of banks.
+constexpr int kHeadDim = 32;
+constexpr int kRowBytes = 2 * kHeadDim;
+constexpr int kZeroBytes = 2 * kRowBytes;  // a row pair of zeros, which stands for all rows that do not exist
+SWIN_FAST_HOST_DEVICE inline int swizzled(int row, int chunk) { return ((chunk ^ (row >> 1)) & 3) * 16; }
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kNormFloor = 1e-12f;
+
+// Sizes that follow from a window, of which kWindow is the side, or 0 where only the call knows it.
+template <int kWindow>
+struct SmallSizes {
+  static constexpr int kTokens = kWindow == 0 ? 64 : kWindow * kWindow;  // at most
+  static constexpr int kRowTiles = (kTokens + 15) / 16;                  // of 16 queries
+  static constexpr int kKeyTiles = (kTokens + 7) / 8;                    // of 8 keys
+  static constexpr int kKeySteps = (kTokens + 15) / 16;                  // of 16 keys, in the product with v
+  static constexpr int kBiasFloats = kRowTiles * kKeyTiles * 32 * 4;     // of a head, as fragments
+  // k, v, q, and the q of the next window. An even number of rows each, or the rows of zeros were in others' banks.
+  static constexpr int kTileBytes = (kTokens + 1) / 2 * 2 * kRowBytes;
+  static constexpr int kWarpBytes = 4 * kTileBytes;
+  static constexpr size_t shared_bytes(int heads, int windows) {
+    return kZeroBytes + size_t{4} * kBiasFloats * heads + size_t{kWarpBytes} * heads * windows;
+  }
+};
+
+// How the work of a problem is cut for a GPU of so many multiprocessors with room for so much shared memory a block.
+// Siblings of a window share a block, for their rows share cache lines; at most 8 warps, for that many registers
+// there are.
+template <int kWindow>
+SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multiprocessors, size_t shared_memory) {
+  const WindowAxis y = problem.axis_y(), x = problem.axis_x();
+  const int64_t image_windows = y.num_windows * x.num_windows;
+  SmallFwdParams p{problem,
+                   y,
+                   x,
+                   static_cast<int32_t>(problem.qkv_stride[1]),
+                   static_cast<int32_t>(problem.qkv_stride[2]),
+                   image_windows,
+                   problem.B * image_windows};
+  for (p.heads = std::min(4, problem.nH); problem.nH % p.heads != 0; --p.heads) {
+  }
+  while (p.heads > 1 && SmallSizes<kWindow>::shared_bytes(p.heads, 1) > shared_memory) {
+    do --p.heads;
+    while (problem.nH % p.heads != 0);
+  }
+  p.windows = std::max(1, 8 / p.heads);
+  while (p.windows > 1 && SmallSizes<kWindow>::shared_bytes(p.heads, p.windows) > shared_memory) --p.windows;
+  p.groups = problem.nH / p.heads;
+  const int64_t wanted = ceil_div(p.all_windows, p.windows);
+  p.blocks = static_cast<int32_t>(std::min(wanted, std::max(int64_t{1}, ceil_div(multiprocessors, p.groups))));
+  return p;
+}
+
+// A warp's place: its window, head and rows in shared memory.
+template <class T, int kWindow>
+struct SmallWarp {
+  using Sizes = SmallSizes<kWindow>;
+  const SmallFwdParams& p;
+  int lane, head, tokens;
+  char* zeros;
+  char* rows[4];  // k, v, q and the other q
+
+  SWIN_FAST_DEVICE SmallWarp(const SmallFwdParams& params, int lane_, int head_, char* zeros_, char* memory)
+      : p(params), lane(lane_), head(head_), tokens(params.problem.window_area()), zeros(zeros_) {
+    for (int i = 0; i < 4; ++i) rows[i] = memory + i * Sizes::kTileBytes;
+  }
+
+  SWIN_FAST_DEVICE int columns() const { return kWindow == 0 ? p.problem.window_size[1] : kWindow; }
+  SWIN_FAST_DEVICE int count() const { return kWindow == 0 ? tokens : Sizes::kTokens; }
+  SWIN_FAST_DEVICE char* at(char* base, int row, int chunk) const {
+    return row < count() ? base + row * kRowBytes + swizzled(row, chunk)
+                         : zeros + (row & 1) * kRowBytes + swizzled(row, chunk);
+  }
+
+  // The pixel of a token, or false where it is padding.
+  SWIN_FAST_DEVICE bool pixel(int window_y, int window_x, int token, int* y, int* x) const {
+    const int row = token / columns();
+    *y = p.y.pixel<int32_t>(window_y * p.y.window + row);
+    *x = p.x.pixel<int32_t>(window_x * p.x.window + token - row * columns());
+    return *y >= 0 && *x >= 0;
+  }
+
+  // Rows of one window on their way into shared memory. Padding takes its row of pad_value; a padded query is zero.
+  template <bool kAligned>
+  SWIN_FAST_DEVICE void fetch(int64_t window, char* q_rows) const {
+    const WindowAttentionFwdParams& problem = p.problem;
+    const int64_t b = window / p.image_windows;
+    const auto in_image = static_cast<int32_t>(window - b * p.image_windows);
+    const int window_y = in_image / static_cast<int32_t>(p.x.num_windows);
+    const int window_x = in_image - window_y * static_cast<int32_t>(p.x.num_windows);
+    const int chunk = lane & 3;
+    const uint16_t *source[3], *padding[3];
+    char* const target[3] = {q_rows, rows[0], rows[1]};
+    SWIN_FAST_UNROLL
+    for (int which = 0; which < 3; ++which) {
+      source[which] = static_cast<const uint16_t*>(problem.qkv) + b * problem.qkv_stride[0] +
+                      which * problem.qkv_stride[3] + head * problem.qkv_stride[4] + chunk * 8;
+      padding[which] =
+          static_cast<const uint16_t*>(problem.pad_value) + (which * problem.nH + head) * kHeadDim + chunk * 8;
+    }
+    SWIN_FAST_UNROLL
+    for (int step = 0; step < (Sizes::kTokens + 7) / 8; ++step) {
+      const int token = step * 8 + (lane >> 2);
+      if (token >= count()) continue;
+      int y, x;
+      const bool real = pixel(window_y, window_x, token, &y, &x);
+      const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
+      SWIN_FAST_UNROLL
+      for (int which = 0; which < 3; ++which) {
+        const bool valid = real || (which > 0 && problem.pad_value != nullptr);
+        const uint16_t* const from = real ? source[which] + offset : valid ? padding[which] : source[which];
+        char* const to = target[which] + token * kRowBytes + swizzled(token, chunk);
+        if (kAligned) {
+          copy_async_16(to, from, valid);
+        } else {
+          uint32_t pairs[4];
+          for (int i = 0; i < 4; ++i) {
+            pairs[i] = 0;
+            if (valid) {
+              pairs[i] = load_global<uint16_t>(from + 2 * i) |
+                         static_cast<uint32_t>(load_global<uint16_t>(from + 2 * i + 1)) << 16;
+            }
+          }
+          store_shared(to, UInt4{pairs[0], pairs[1], pairs[2], pairs[3]});
+        }
+      }
+    }
+    copy_async_commit();
+  }
+};
+
+// The sum of squares of what the four lanes of a quad hold of a row, as 1 / max(|row|, eps).
+SWIN_FAST_DEVICE float inverse_norm(float squares) {
+  squares += shuffle_xor(squares, 1);
+  squares += shuffle_xor(squares, 2);
+  const float inverse = rsqrt_approx(squares);
+  return inverse < 1.0f / kNormFloor ? inverse : 1.0f / kNormFloor;
+}
+
+template <class T>
+SWIN_FAST_DEVICE float squares(uint32_t pair) {
+  const Float2 two = unpack<T>(pair);
+  return two.x * two.x + two.y * two.y;
+}
+
+// Computes: out of windows of up to 64 tokens.
+// Grid:     groups * blocks, groups fastest: heads of a window run at the same time. A warp has one head, whose bias
+//           lies in shared memory as the fragments of its accumulators, and every blocks * windows-th window; while it
+//           computes one, the rows of its next are on their way.
+// Memory:   reads 3 and writes 1 rows of 64 bytes for each token and head, 16 bytes at a time.
+// Numerics: products in the input dtype with float32 accumulators; scores, softmax and its sum in float32;
+//           probabilities rounded for the product with v, which is divided by the sum. Nothing depends on blocks or
+//           windows. sm_90, N = 49: 2,086 warp instructions a window and head without a border, of the 2,703 that an
+//           H200 has time for while its memory moves the rows. Not yet run on a GPU.
+// Source:   written for this project; fragments as in the PTX manual, mma.m16n8k16.
+template <class T, int kWindow, bool kCosine, bool kAligned>
+__global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p) {
+  using Sizes = SmallSizes<kWindow>;
+  const WindowAttentionFwdParams& problem = p.problem;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int group = blockIdx.x % p.groups;
+  const int head_slot = warp % p.heads, window_slot = warp / p.heads;
+  char* const zeros = shared_memory();
+  char* const fragments = zeros + kZeroBytes;
+  char* const warps = fragments + size_t{4} * Sizes::kBiasFloats * p.heads;
+  SmallWarp<T, kWindow> self(p, lane, group * p.heads + head_slot, zeros, warps + warp * Sizes::kWarpBytes);
+  const int tokens = self.count(), columns = self.columns();
+
+  const int64_t stride = int64_t{p.blocks} * p.windows;
+  int64_t window = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
+  if (window < p.all_windows) self.template fetch<kAligned>(window, self.rows[2]);
+
+  // The bias of the block's heads, once, in the order of accumulators.
+  for (int i = threadIdx.x; i < kZeroBytes / 4; i += blockDim.x) store_shared(zeros + 4 * i, uint32_t{0});
+  for (int i = threadIdx.x; i < p.heads * Sizes::kBiasFloats; i += blockDim.x) {
+    const int place = i % Sizes::kBiasFloats, of_lane = place / 4 % 32, tile = place / 128;
+    const int row = tile / Sizes::kKeyTiles * 16 + of_lane / 4 + (place & 2) * 4;
+    const int key = tile % Sizes::kKeyTiles * 8 + of_lane % 4 * 2 + (place & 1);
+    float value = 0.0f;
+    if (row < tokens && key < tokens && problem.bias_form != BiasForm::kNone) {
+      const int64_t head = group * p.heads + i / Sizes::kBiasFloats;
+      int64_t entry;
+      if (problem.bias_form == BiasForm::kDense) {
+        entry = (head * tokens + row) * tokens + key;
+      } else {
+        const int across = 2 * p.x.window - 1;
+        entry = (head * (2 * p.y.window - 1) + relative_index(row / columns, key / columns, p.y.window)) * across +
+                relative_index(row % columns, key % columns, p.x.window);
+      }
+      value = load_global<float>(problem.bias + entry);
+    }
+    store_shared(fragments + 4 * i, value);
+  }
+  sync_threads();
+
+  const float factor = kCosine ? load_global<float>(problem.logit_scale + self.head) : problem.scale;
+  const char* const bias = fragments + size_t{4} * Sizes::kBiasFloats * head_slot + lane * 16;
+  const int quad = lane >> 2, pair = (lane & 3) * 2;
+  char *q_rows = self.rows[2], *next_q_rows = self.rows[3];
+  for (; window < p.all_windows; window += stride) {
+    copy_async_wait<0>();
+    sync_warp();  // rows that other lanes fetched
+    uint32_t k[Sizes::kKeyTiles + 1][2][2];
+    uint32_t v[Sizes::kKeySteps][4][2];
+    SWIN_FAST_UNROLL
+    for (int tile = 0; tile < Sizes::kKeyTiles; tile += 2) {
+      SWIN_FAST_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        uint32_t four[4];
+        const int row = tile * 8 + (lane & 7) + (lane >> 4) * 8;
+        ldmatrix_x4(four, self.at(self.rows[0], row, half * 2 + ((lane >> 3) & 1)));
+        k[tile][half][0] = four[0];
+        k[tile][half][1] = four[1];
+        k[tile + 1][half][0] = four[2];
+        k[tile + 1][half][1] = four[3];
+      }
+    }
+    SWIN_FAST_UNROLL
+    for (int step = 0; step < Sizes::kKeySteps; ++step) {
+      SWIN_FAST_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        uint32_t four[4];
+        ldmatrix_x4_trans(four, self.at(self.rows[1], step * 16 + (lane & 15), half * 2 + (lane >> 4)));
+        v[step][half * 2][0] = four[0];
+        v[step][half * 2][1] = four[1];
+        v[step][half * 2 + 1][0] = four[2];
+        v[step][half * 2 + 1][1] = four[3];
+      }
+    }
+    sync_warp();  // k, v and the other q may be written now
+    if (window + stride < p.all_windows) self.template fetch<kAligned>(window + stride, next_q_rows);
+
+    const int64_t b = window / p.image_windows;
+    const auto in_image = static_cast<int32_t>(window - b * p.image_windows);
+    const int window_y = in_image / static_cast<int32_t>(p.x.num_windows);
+    const int window_x = in_image - window_y * static_cast<int32_t>(p.x.num_windows);
+    const bool border = p.y.has_border(window_y) || p.x.has_border(window_x);
+    const auto region = [&](int token) {
+      const int row = token / columns;
+      return combine_regions(p.y.region<int32_t>(window_y * p.y.window + row),
+                             p.x.region<int32_t>(window_x * p.x.window + token - row * columns));
+    };
+    uint32_t key_regions[2] = {0, 0};  // four bits for each of this lane's keys
+    if (border) {
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 2 * Sizes::kKeyTiles; ++i) {
+        const int key = (i >> 1) * 8 + pair + (i & 1);
+        key_regions[i >> 3] |= static_cast<uint32_t>(region(key)) << 4 * (i & 7);
+      }
+    }
+    float key_inverse[Sizes::kKeyTiles];  // of key lane / 4 of each tile
+    if (kCosine) {
+      SWIN_FAST_UNROLL
+      for (int tile = 0; tile < Sizes::kKeyTiles; ++tile) {
+        key_inverse[tile] = inverse_norm(squares<T>(k[tile][0][0]) + squares<T>(k[tile][0][1]) +
+                                         squares<T>(k[tile][1][0]) + squares<T>(k[tile][1][1]));
+      }
+    }
+    const auto attend = [&](auto has_border) {
+      constexpr bool kBorder = decltype(has_border)::value;
+      SWIN_FAST_UNROLL
+      for (int tile = 0; tile < Sizes::kRowTiles; ++tile) {
+        uint32_t q[2][4];
+        SWIN_FAST_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          ldmatrix_x4(q[half], self.at(q_rows, tile * 16 + (lane & 15), half * 2 + (lane >> 4)));
+        }
+        float of_row[2] = {factor, factor};
+        if (kCosine) {
+          SWIN_FAST_UNROLL
+          for (int i = 0; i < 2; ++i) {
+            of_row[i] = factor * inverse_norm(squares<T>(q[0][i]) + squares<T>(q[0][i + 2]) + squares<T>(q[1][i]) +
+                                              squares<T>(q[1][i + 2]));
+          }
+        }
+        const int row[2] = {tile * 16 + quad, tile * 16 + quad + 8};
+        uint32_t row_region[2] = {0, 0};
+        if (kBorder) {
+          row_region[0] = static_cast<uint32_t>(region(row[0]));
+          row_region[1] = static_cast<uint32_t>(region(row[1]));
+        }
+        float s[Sizes::kKeyTiles][4];
+        float top[2] = {-INFINITY, -INFINITY};
+        SWIN_FAST_UNROLL
+        for (int j = 0; j < Sizes::kKeyTiles; ++j) {
+          s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
+          mma_m16n8k16<T>(s[j], q[0], k[j][0][0], k[j][0][1]);
+          mma_m16n8k16<T>(s[j], q[1], k[j][1][0], k[j][1][1]);
+          const auto own = load_shared<Float4>(bias + (tile * Sizes::kKeyTiles + j) * 512);
+          const float added[4] = {own.x, own.y, own.z, own.w};
+          float of_key[2] = {1.0f, 1.0f};
+          if (kCosine) {
+            of_key[0] = shuffle(key_inverse[j], pair * 4);  // anew for each tile of queries: 7 registers, not 14
+            of_key[1] = shuffle(key_inverse[j], pair * 4 + 4);
+          }
+          SWIN_FAST_UNROLL
+          for (int e = 0; e < 4; ++e) {
+            if (kCosine) s[j][e] *= of_key[e & 1];
+            s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
+            if (kBorder && (key_regions[j >> 2] >> 4 * (2 * (j & 3) + (e & 1)) & 15) != row_region[e >> 1]) {
+              s[j][e] += problem.mask_value;
+            }
+            if (j * 8 + pair + (e & 1) >= tokens) s[j][e] = -INFINITY;
+            top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
+          }
+        }
+        float sum[2] = {0.0f, 0.0f};
+        SWIN_FAST_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
+          top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
+          // Rounded, but the same for the whole row, where it cancels: only differences of scores are told apart.
+          top[i] = top[i] == -INFINITY ? 0.0f : top[i] * kLog2E;
+        }
+        uint32_t probabilities[Sizes::kKeySteps][4];
+        SWIN_FAST_UNROLL
+        for (int j = 0; j < 2 * Sizes::kKeySteps; ++j) {
+          float weight[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+          if (j < Sizes::kKeyTiles) {
+            SWIN_FAST_UNROLL
+            for (int e = 0; e < 4; ++e) {
+              weight[e] = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1]));
+              sum[e >> 1] += weight[e];
+            }
+          }
+          probabilities[j >> 1][(j & 1) * 2] = pack<T>(weight[0], weight[1]);
+          probabilities[j >> 1][(j & 1) * 2 + 1] = pack<T>(weight[2], weight[3]);
+        }
+        float share[2];
+        SWIN_FAST_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          sum[i] += shuffle_xor(sum[i], 1);
+          sum[i] += shuffle_xor(sum[i], 2);
+          share[i] = sum[i] == 0.0f ? 0.0f : reciprocal_approx(sum[i]);  // 0: every score was -inf
+        }
+        SWIN_FAST_UNROLL
+        for (int c = 0; c < 4; ++c) {
+          float o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+          SWIN_FAST_UNROLL
+          for (int step = 0; step < Sizes::kKeySteps; ++step) {
+            mma_m16n8k16<T>(o, probabilities[step], v[step][c][0], v[step][c][1]);
+          }
+          SWIN_FAST_UNROLL
+          for (int i = 0; i < 2; ++i) {
+            if (row[i] >= tokens) continue;
+            // In place of the query: the four bytes that this lane alone has read of it.
+            const uint32_t two = pack<T>(o[2 * i] * share[i], o[2 * i + 1] * share[i]);
+            store_shared(q_rows + row[i] * kRowBytes + swizzled(row[i], c) + (lane & 3) * 4, two);
+          }
+        }
+      }
+    };
+    if (border) {
+      attend(std::true_type{});
+    } else {
+      attend(std::false_type{});
+    }
+    sync_warp();
+    const int32_t row_size = problem.nH * kHeadDim;
+    auto* out = static_cast<uint16_t*>(problem.out) + b * problem.H * problem.W * row_size + self.head * kHeadDim +
+                (lane & 3) * 8;
+    SWIN_FAST_UNROLL
+    for (int step = 0; step < (Sizes::kTokens + 7) / 8; ++step) {
+      const int token = step * 8 + quad;
+      int y, x;
+      if (token >= tokens || !self.pixel(window_y, window_x, token, &y, &x)) continue;
+      const auto four = load_shared<UInt4>(q_rows + token * kRowBytes + swizzled(token, lane & 3));
+      store_global(out + int64_t{y * static_cast<int32_t>(problem.W) + x} * row_size, four);
+    }
+    char* const other = q_rows;
+    q_rows = next_q_rows;
+    next_q_rows = other;
+  }
+}
+
+}  // namespace swin_fast::cuda
