@@ -71,15 +71,15 @@ build: needs-torch needs-numpy needs-setuptools
 demo: build
 	$(PY) -m swin_fast demo $(ARGS)
 
-# The tests run with one thread each, so that pytest-xdist, where it is installed, can share them among the cores. The
-# slow ones have processes of their own.
-SHARED = $$($(PY) -c "import importlib.util as u; print('-n auto --dist worksteal' if u.find_spec('xdist') else '')")
+# The tests run with one thread each, so that pytest-xdist, where it is installed, can share them among the cores; the
+# slow ones by file, as what they build serves all of a file.
+shared = $$($(PY) -c "import importlib.util as u; print('-n auto --dist $(1)' if u.find_spec('xdist') else '')")
 test: needs-pytest needs-pytest_benchmark build
-	$(PY) -m pytest $(SHARED) $(ARGS)
+	$(PY) -m pytest $(call shared,worksteal) $(ARGS)
 
 check: test
 	$(PY) -m benchmarks.report --check
-	$(PY) -m pytest -m slow $(ARGS)
+	$(PY) -m pytest -m slow $(call shared,loadfile) $(ARGS)
 
 CPP = $$(find csrc tests/cpp tests/cusim benchmarks scripts -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 lint: needs-ruff needs-mypy needs-clang_format

@@ -120,7 +120,11 @@ def planted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
     """The bugs that this run asks for, on all cores."""
-    wanted = [item.callspec.params["name"] for item in request.session.items if "planted" in item.fixturenames]
+
+    def is_mine(item: pytest.Item) -> bool:
+        return item.path == request.path and "planted" in item.fixturenames
+
+    wanted = [item.callspec.params["name"] for item in request.session.items if is_mine(item)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {name: pool.submit(run_planted, name, tmp_path_factory.mktemp("planted")) for name in wanted}
         pool.shutdown(cancel_futures=True)

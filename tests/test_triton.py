@@ -101,7 +101,11 @@ BUILDS = [
 @pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest) -> Iterator[dict[Build, Future[dict[str, Binary]]]]:
     """The builds that this run asks for, by as many compilers as there are cores."""
-    wanted = [item.callspec.params["build"] for item in request.session.items if "compiled" in item.fixturenames]
+
+    def is_mine(item: pytest.Item) -> bool:
+        return item.path == request.path and "compiled" in item.fixturenames
+
+    wanted = [item.callspec.params["build"] for item in request.session.items if is_mine(item)]
     # Not by fork: PyTorch's threads would not come along.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         yield {build: pool.submit(binaries, build) for build in wanted}
