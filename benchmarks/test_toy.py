@@ -38,6 +38,12 @@ def numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, float) else []
 
 
+@pytest.fixture(autouse=True)
+def as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-benchmark in a process of ours shall not think that it is a worker of pytest-xdist, if this one is."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_runs_and_its_result_is_whole(tmp_path: Path, suite: str) -> None:

@@ -78,6 +78,12 @@ class Machine:
         return (self.out / "sanitize.txt").read_text().splitlines()
 
 
+@pytest.fixture(autouse=True)
+def as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-benchmark in a process of ours shall not think that it is a worker of pytest-xdist, if this one is."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
