@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -58,6 +58,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--toy", action="store_true", help="toy-sized rows")
 
 
+class Rewritten:
+    """A file that is opened, and so written anew, at each `with`. pytest-benchmark 5.1 keeps one open, to be closed by
+    the first.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> BinaryIO:
+        self.file = open(self.path, "wb")
+        return self.file
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[START] = time.monotonic()
     if config.getoption("benchmark_json"):
@@ -81,6 +97,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """The result is written after each row: whatever ends the process later, this row is not lost."""
     session = item.config._benchmarksession  # type: ignore[attr-defined]
+    if hasattr(session.json, "write"):
+        session.json = Rewritten(session.json.name)
     if session.json:
         session.handle_saving()
 
