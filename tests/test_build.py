@@ -228,8 +228,11 @@ def build_wheel(folder: Path, target: Path, wanted: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(wheel)
 
 
-def python_files() -> set[str]:
-    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "swin_fast").rglob("*.py")}
+def package_files() -> set[str]:
+    """What every wheel brings: the Python files, and the launch parameters measured on a device."""
+    package = ROOT / "swin_fast"
+    paths = [*package.rglob("*.py"), *package.glob("backends/configs/*.json"), package / "py.typed"]
+    return {path.relative_to(ROOT).as_posix() for path in paths}
 
 
 def test_pure_wheel(copy: Path, tmp_path: Path) -> None:
@@ -237,7 +240,7 @@ def test_pure_wheel(copy: Path, tmp_path: Path) -> None:
     info = f"swin_fast-{swin_fast.__version__}.dist-info"
     assert Path(str(wheel.filename)).name == f"swin_fast-{swin_fast.__version__}-py3-none-any.whl"
     names = {name for name in wheel.namelist() if not name.startswith(info)}
-    assert names == {*python_files(), "swin_fast/py.typed"}
+    assert names == package_files()
     assert [name for name in wheel.namelist() if name.startswith(info) and name.endswith("/LICENSE")]
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert f"Version: {swin_fast.__version__}\n" in metadata
@@ -252,7 +255,7 @@ def test_native_wheel_serves_every_python_and_runs(
     wheel = build_wheel(ROOT, tmp_path, "cpu")
     assert re.fullmatch(r"swin_fast-[\d.]+-py3-none-\w+_\w+\.whl", Path(str(wheel.filename)).name)
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names >= {*python_files(), "swin_fast/py.typed", f"swin_fast/lib/{library.name}"}
+    assert names >= {*package_files(), f"swin_fast/lib/{library.name}"}
     assert {name for name in names if name.endswith(".so")} - {f"swin_fast/lib/{library.name}"} == {
         name for name in names if name.startswith("swin_fast/_C.")
     }
