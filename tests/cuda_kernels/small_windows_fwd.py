@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward of windows of up to 64 tokens."""
+
+from cuda_kernels.kernel import Bug, Kernel
+
+HEADER = "csrc/cuda/small_windows_fwd.h"
+
+INSTANCES = """
+template __global__ void small_windows_fwd<BFloat16, 7, false, true>(const SmallFwdParams);
+template __global__ void small_windows_fwd<BFloat16, 7, true, true>(const SmallFwdParams);
+template __global__ void small_windows_fwd<Half16, 8, false, true>(const SmallFwdParams);
+template __global__ void small_windows_fwd<Half16, 8, true, true>(const SmallFwdParams);
+template __global__ void small_windows_fwd<BFloat16, 0, true, false>(const SmallFwdParams);
+"""
+
+BUGS = {
+    "no barrier before the bias is read": Bug("  sync_threads();\n\n  const float factor", "\n  const float factor"),
+    "rows read before other lanes' copies are seen": Bug(
+        "    copy_async_wait<0>();\n    sync_warp();  // rows that other lanes fetched\n", "    copy_async_wait<0>();\n"
+    ),
+    "a wait that is too weak": Bug("copy_async_wait<0>();", "copy_async_wait<1>();"),
+    "the next rows overwrite those being read": Bug(
+        "    sync_warp();  // k, v and the other q may be written now\n", ""
+    ),
+    "the result is read before it is written": Bug(
+        "    sync_warp();\n    const int32_t row_size", "    const int32_t row_size"
+    ),
+    "one q for two windows": Bug("window + stride, next_q_rows", "window + stride, q_rows"),
+    "the swizzle is lost": Bug("return ((chunk ^ (row >> 1)) & 3) * 16;", "return chunk * 16;"),
+    "an odd number of rows": Bug("(kTokens + 1) / 2 * 2 * kRowBytes", "kTokens * kRowBytes"),
+    "rows that do not exist are not zero": Bug("i < kZeroBytes / 4;", "i < 0;"),
+    "rows behind the window are read": Bug("return row < count() ? base", "return row < count() + 15 ? base"),
+    "halves of a fragment swapped": Bug("k[tile][half][0] = four[0];", "k[tile][half][0] = four[1];"),
+    "v not transposed": Bug("ldmatrix_x4_trans(four", "ldmatrix_x4(four"),
+    "probabilities of the upper rows twice": Bug(
+        "(j & 1) * 2 + 1] = pack<T>(weight[2], weight[3]);", "(j & 1) * 2 + 1] = pack<T>(weight[0], weight[1]);"
+    ),
+    "bias of the wrong row": Bug("of_lane / 4 + (place & 2) * 4", "of_lane / 4 + (place & 2) * 2"),
+    "bias of the first head for all": Bug("size_t{4} * Sizes::kBiasFloats * head_slot + lane", "lane"),
+    "bias transposed": Bug("(head * tokens + row) * tokens + key", "(head * tokens + key) * tokens + row"),
+    "no mask": Bug("s[j][e] += problem.mask_value;", ""),
+    "regions of the neighbour": Bug("(e & 1)) & 15) != row_region", "(~e & 1)) & 15) != row_region"),
+    "keys that do not exist take part": Bug(
+        "+ (e & 1) >= tokens) s[j][e] = -INFINITY;", "+ (e & 1) >= tokens) s[j][e] = 0;"
+    ),
+    "largest score of one lane": Bug("top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));", ""),
+    "sum of two lanes": Bug("sum[i] += shuffle_xor(sum[i], 2);", ""),
+    "a row wholly -inf is NaN": Bug("sum[i] == 0.0f ? 0.0f : ", ""),
+    "a shuffle of some lanes": Bug(
+        "of_key[0] = shuffle(key_inverse[j], pair * 4);",
+        "if (lane != 5) of_key[0] = shuffle(key_inverse[j], pair * 4);",
+    ),
+    "norm of another key": Bug("shuffle(key_inverse[j], pair * 4 + 4)", "shuffle(key_inverse[j], pair * 4)"),
+    "padding has no value": Bug("which > 0 && problem.pad_value != nullptr", "false"),
+    "padding of v is that of k": Bug("(which * problem.nH + head) * kHeadDim", "(problem.nH + head) * kHeadDim"),
+    "results of padding are stored": Bug(
+        "!self.pixel(window_y, window_x, token, &y, &x)) continue",
+        "(self.pixel(window_y, window_x, token, &y, &x), y < 0)) continue",
+    ),
+    "every image is the first": Bug("b * problem.qkv_stride[0]", "0 * problem.qkv_stride[0]"),
+    "windows are left out": Bug("int64_t{p.blocks} * p.windows", "int64_t{p.blocks} * p.windows + 1"),
+    "it ends with copies on their way": Bug("window + stride < p.all_windows)", "window < p.all_windows)"),
+}
+
+#: Spilled: the instance for any window and any alignment, with cosine attention. The aim is none.
+KERNEL = Kernel(HEADER, INSTANCES, BUGS, known_spills={"sm_100": 32, "sm_120": 40})

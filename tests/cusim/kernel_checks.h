@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What every CUDA kernel is put through in the emulator: runs on guarded memory under every order of threads and
+// copies, which must agree in every bit, and are judged against the definition in double, with both models of the
+// tensor cores.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/primitives.h"
+#include "../cpp/kernel_runner.h"
+#include "../cpp/problems.h"
+#include "cusim.h"
+
+namespace swin_fast_test {
+
+#ifdef SWIN_FAST_ONE_TYPE  // for planted bugs: half the time to compile
+constexpr ScalarType kTested[] = {ScalarType::kBFloat16};
+#else
+constexpr ScalarType kTested[] = {ScalarType::kFloat16, ScalarType::kBFloat16};
+#endif
+
+// Calls run(element type) for a dtype of kTested.
+template <class Run>
+auto with_element(ScalarType dtype, Run run) {
+#ifndef SWIN_FAST_ONE_TYPE
+  if (dtype == ScalarType::kFloat16) return run(swin_fast::cuda::Half16{});
+#endif
+  (void)dtype;
+  return run(swin_fast::cuda::BFloat16{});
+}
+
+constexpr size_t kSharedMemory = 227 * 1024;  // that a block of an H200 can have
+
+struct Schedule {
+  uint64_t seed;
+  cusim::AsyncCopies copies;
+  cusim::Math math;
+  int multiprocessors;
+
+  cusim::Options options() const {
+    cusim::Options made;
+    made.seed = seed;
+    made.async_copies = copies;
+    made.math = math;
+    return made;
+  }
+  GuardSide side() const { return seed % 2 == 0 ? GuardSide::kEnd : GuardSide::kBegin; }
+};
+
+// Results may depend on the number of multiprocessors where they are sums over windows, as those of a backward are.
+constexpr Schedule kSchedules[] = {
+    {0, cusim::AsyncCopies::latest, cusim::Math::exact, 1},
+    {0, cusim::AsyncCopies::earliest, cusim::Math::exact, 1},
+    {7, cusim::AsyncCopies::latest, cusim::Math::exact, 3},
+    {8, cusim::AsyncCopies::earliest, cusim::Math::exact, 100},
+};
+constexpr Schedule kLikeHardware = {9, cusim::AsyncCopies::latest, cusim::Math::hardware_like, 2};
+
+inline void judge_report(const cusim::Report& ran) {
+  for (const cusim::Fault& fault : ran.faults) {
+    report().fail(std::string(cusim::name_of(fault.kind)) + " at " + fault.site.text() + ", block " +
+                  std::to_string(fault.block) + ", thread " + std::to_string(fault.thread) + ": " + fault.message);
+  }
+  report().check(ran.faults.empty(), "faults");
+  report().check(ran.counters.ldmatrix_bank_conflicts == 0, "bank conflicts of ldmatrix");
+  report().check(ran.counters.uninitialised_reads == 0, "reads of shared memory that nobody wrote");
+}
+
+// Inputs on guarded, read-only memory, and what the kernels are told of them.
+class GuardedInputs {
+ public:
+  GuardedInputs(const Problem& problem, const EncodedInputs& in, const Layout& layout, GuardSide side)
+      : qkv_(output_buffer(qkv_extent(problem, layout), problem.dtype, side)),
+        grad_out_(output_buffer(grad_out_extent(problem, layout), problem.dtype, side)),
+        bias_(constant_input(in.bias, side)),
+        logit_scale_(constant_input(in.logit_scale, side)),
+        pad_value_(constant_input(in.pad_value, side)),
+        params(make_params(problem, layout)) {
+    place_qkv(problem, layout, in, qkv_->data(), [](int64_t, int64_t) {});
+    place_grad_out(problem, layout, in, grad_out_->data(), [](int64_t, int64_t) {});
+    qkv_->make_read_only();
+    grad_out_->make_read_only();
+    params.qkv = qkv_->data();
+    params.bias = problem.bias_form == BiasForm::kNone ? nullptr : reinterpret_cast<const float*>(bias_->data());
+    params.logit_scale = problem.cosine ? reinterpret_cast<const float*>(logit_scale_->data()) : nullptr;
+    params.pad_value = problem.has_pad_value ? pad_value_->data() : nullptr;
+    grad_out = grad_out_->data();
+  }
+
+ private:
+  std::unique_ptr<GuardedBuffer> qkv_, grad_out_, bias_, logit_scale_, pad_value_;
+
+ public:
+  swin_fast::WindowAttentionParams params;
+  const void* grad_out;
+};
+
+// A kernel under test: launches it (or them) on params, with 16-byte accesses of the inputs where `aligned`, and gives
+// its reports to judge_report.
+using Forward = std::function<void(const swin_fast::WindowAttentionFwdParams&, bool aligned, const Schedule&)>;
+using Backward = std::function<void(const swin_fast::WindowAttentionBwdParams&, bool aligned, const Schedule&)>;
+
+inline Tensor run_forward(const Forward& kernel, const Problem& problem, const EncodedInputs& in, const Layout& layout,
+                          bool aligned, const Schedule& schedule) {
+  const GuardedInputs inputs(problem, in, layout, schedule.side());
+  const auto out = output_buffer(problem.out_size(), problem.dtype, schedule.side());
+  swin_fast::WindowAttentionFwdParams p{};
+  static_cast<swin_fast::WindowAttentionParams&>(p) = inputs.params;
+  p.out = out->data();
+  kernel(p, aligned, schedule);
+  return take(out.get(), problem.dtype);
+}
+
+inline Outputs run_backward(const Backward& kernel, const Problem& problem, const EncodedInputs& in,
+                            const Layout& layout, bool aligned, const Schedule& schedule) {
+  const GuardSide side = schedule.side();
+  const GuardedInputs inputs(problem, in, layout, side);
+  const auto dqkv = output_buffer(problem.qkv_size(), problem.dtype, side);
+  const auto dbias = output_buffer(problem.bias_size(), ScalarType::kFloat32, side);
+  const auto dlogit_scale = output_buffer(problem.logit_scale_size(), ScalarType::kFloat32, side);
+  const auto dpad_value = output_buffer(problem.pad_size(), problem.dtype, side);
+  swin_fast::WindowAttentionBwdParams p{};
+  static_cast<swin_fast::WindowAttentionParams&>(p) = inputs.params;
+  p.grad_out = inputs.grad_out;
+  std::copy(layout.grad_out, layout.grad_out + 3, p.grad_out_stride);
+  p.dqkv = dqkv->data();
+  p.dbias = p.bias != nullptr ? reinterpret_cast<float*>(dbias->data()) : nullptr;
+  p.dlogit_scale = p.logit_scale != nullptr ? reinterpret_cast<float*>(dlogit_scale->data()) : nullptr;
+  p.dpad_value = p.pad_value != nullptr ? dpad_value->data() : nullptr;
+  kernel(p, aligned, schedule);
+  Outputs outputs;
+  outputs.dqkv = take(dqkv.get(), problem.dtype);
+  outputs.dbias = take(dbias.get(), ScalarType::kFloat32);
+  outputs.dlogit_scale = take(dlogit_scale.get(), ScalarType::kFloat32);
+  outputs.dpad_value = take(dpad_value.get(), problem.dtype);
+  return outputs;
+}
+
+// Every element against the definition; the worst of each model, dtype and tensor is printed in the end.
+inline void check_tensor(const Problem& problem, const NamedTensor& tensor, const Outputs& outputs,
+                         const Results& results, const char* model) {
+  const Tensor& got = outputs.*tensor.got;
+  const Expected& expected = results.*tensor.expected;
+  double& worst = report().worst[std::string(model) +
+                                 (problem.dtype == ScalarType::kFloat16 ? " float16 " : " bfloat16 ") + tensor.name];
+  double here = 0;
+  for (int64_t i = 0; i < got.size(); ++i) here = std::max(here, judge(problem, true, got, expected, i));
+  worst = std::max(worst, here);
+  ++report().num_checks;
+  if (here > 1)
+    report().fail(std::string(tensor.name) + " is off by " + std::to_string(here) + " x tolerance, " + model);
+}
+
+inline void test_forward(const Forward& kernel, const Problem& problem, uint64_t seed) {
+  set_context(problem.name());
+  const Inputs inputs = make_inputs(problem, seed);
+  const EncodedInputs in(problem, inputs);
+  const Results results = oracle(problem, inputs);
+  const Layout layout = contiguous_layout(problem);
+  Outputs first, like_hardware;
+  first.out = run_forward(kernel, problem, in, layout, true, kSchedules[0]);
+  check_tensor(problem, kTensors[0], first, results, "exact");
+  for (const Schedule& schedule : kSchedules) {
+    const Tensor again = run_forward(kernel, problem, in, layout, true, schedule);
+    report().check(same_bits(first.out, 0, again, 0, first.out.size()), "out", " depends on the schedule");
+  }
+  const Tensor strided = run_forward(kernel, problem, in, spaced_layout(problem), false, kSchedules[2]);
+  report().check(same_bits(first.out, 0, strided, 0, first.out.size()), "out", " depends on strides or alignment");
+  like_hardware.out = run_forward(kernel, problem, in, layout, true, kLikeHardware);
+  check_tensor(problem, kTensors[0], like_hardware, results, "hardware-like");
+}
+
+// A row of scores that is wholly -inf gives 0, whatever v holds. `problem` has a dense bias and one window.
+inline void test_dead_row(const Forward& kernel, const Problem& problem) {
+  set_context(problem.name() + ", a row of its bias -inf");
+  Inputs inputs = make_inputs(problem, 5);
+  std::fill_n(inputs.bias.begin() + 3 * problem.area(), problem.area(), -INFINITY);
+  Outputs outputs;
+  outputs.out =
+      run_forward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedules[0]);
+  for (int64_t d = 0; d < problem.hd; ++d)
+    report().check(outputs.out[3 * problem.hd + d] == 0, "out", " of a dead row");
+  check_tensor(problem, kTensors[0], outputs, oracle(problem, inputs), "exact");
+}
+
+// What every backward is put through. Sums over windows are cut by the number of multiprocessors: those alone may
+// differ in their last bits between schedules of different numbers, and have to agree where the numbers do.
+inline void test_backward(const Backward& kernel, const Problem& problem, uint64_t seed) {
+  set_context(problem.name());
+  const Inputs inputs = make_inputs(problem, seed);
+  const EncodedInputs in(problem, inputs);
+  const Results results = oracle(problem, inputs);
+  const Layout layout = contiguous_layout(problem);
+  const auto judge_all = [&](const Outputs& outputs, const char* model) {
+    for (size_t i = 1; i < std::size(kTensors); ++i) check_tensor(problem, kTensors[i], outputs, results, model);
+    for (int64_t i = 0; i < outputs.dpad_value.size() / 3; ++i) {
+      report().check(outputs.dpad_value[i] == 0, "dpad_value: the q part is not exactly 0");
+    }
+  };
+  const Outputs first = run_backward(kernel, problem, in, layout, true, kSchedules[0]);
+  judge_all(first, "exact");
+  for (const Schedule& schedule : kSchedules) {
+    const Outputs again = run_backward(kernel, problem, in, layout, true, schedule);
+    if (schedule.multiprocessors == kSchedules[0].multiprocessors) {
+      check_same(first, again, " depends on the schedule");
+    } else {
+      report().check(same_bits(first.dqkv, 0, again.dqkv, 0, first.dqkv.size()), "dqkv", " depends on the schedule");
+      judge_all(again, "exact");
+    }
+  }
+  Schedule other = kSchedules[0];
+  other.seed = 11;
+  check_same(first, run_backward(kernel, problem, in, spaced_layout(problem), false, other),
+             " depends on strides or alignment");
+  judge_all(run_backward(kernel, problem, in, layout, true, kLikeHardware), "hardware-like");
+}
+
+// The problems that a kernel of some window areas and head dimensions is tested on.
+inline std::vector<Problem> problems_for(bool quick, std::initializer_list<int> windows,
+                                         const std::function<bool(const Problem&)>& takes) {
+  std::vector<Problem> problems, others;
+  for (const ScalarType dtype : kTested) {
+    for (const int window : windows) add_window_problems(window, dtype, &problems);
+  }
+  add_generic_problems(quick, &others);
+  add_extreme_problems(quick, &others);
+  for (const Problem& problem : others) {
+    const bool tested = std::find(std::begin(kTested), std::end(kTested), problem.dtype) != std::end(kTested);
+    if (tested && takes(problem)) problems.push_back(problem);
+  }
+  return problems;
+}
+
+// The main function of a driver. "quick": fewer problems, and the first failure ends it.
+template <class TestAll>
+int run_driver(int argc, char** argv, TestAll test_all) {
+  const bool quick = argc > 1 && std::string(argv[1]) == "quick";
+  report().fail_fast = quick;
+  const size_t count = test_all(quick);
+  for (const auto& [what, ratio] : report().worst) std::printf("%s: %.2f x tolerance\n", what.c_str(), ratio);
+  std::printf("%zu problems, %lld checks, %lld failures\n", count, static_cast<long long>(report().num_checks),
+              static_cast<long long>(report().num_failures));
+  return report().num_failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+}  // namespace swin_fast_test
