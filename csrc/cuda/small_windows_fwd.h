@@ -8,18 +8,16 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../window_attention.h"
 #include "primitives.h"
+#include "windows.h"
 
 namespace swin_fast::cuda {
 
-// What the kernel is told: the problem, and how its work is cut. The axes stand here ready made.
+// What the kernel is told: the problem, and how its work is cut.
 struct SmallFwdParams {
   WindowAttentionFwdParams problem;
-  WindowAxis y, x;
+  Windows all;
   int32_t stride_y, stride_x;  // of qkv
-  int64_t image_windows;       // of one image
-  int64_t all_windows;         // of all images
   int32_t heads = 1;           // of a block: they divide nH
   int32_t windows = 1;         // that a block has in work at a time; a warp for each of them and each head
   int32_t groups = 1;          // of heads: nH / heads
@@ -32,9 +30,6 @@ constexpr int kHeadDim = 32;
 constexpr int kRowBytes = 2 * kHeadDim;
 constexpr int kZeroBytes = 2 * kRowBytes;  // a row pair of zeros, which stands for all rows that do not exist
 SWIN_FAST_HOST_DEVICE inline int swizzled(int row, int chunk) { return ((chunk ^ (row >> 1)) & 3) * 16; }
-
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kNormFloor = 1e-12f;
 
 // Sizes that follow from a window, of which kWindow is the side, or 0 where only the call knows it.
 template <int kWindow>
@@ -57,15 +52,8 @@ struct SmallSizes {
 // there are.
 template <int kWindow>
 SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multiprocessors, size_t shared_memory) {
-  const WindowAxis y = problem.axis_y(), x = problem.axis_x();
-  const int64_t image_windows = y.num_windows * x.num_windows;
-  SmallFwdParams p{problem,
-                   y,
-                   x,
-                   static_cast<int32_t>(problem.qkv_stride[1]),
-                   static_cast<int32_t>(problem.qkv_stride[2]),
-                   image_windows,
-                   problem.B * image_windows};
+  SmallFwdParams p{problem, Windows(problem), static_cast<int32_t>(problem.qkv_stride[1]),
+                   static_cast<int32_t>(problem.qkv_stride[2])};
   for (p.heads = std::min(4, problem.nH); problem.nH % p.heads != 0; --p.heads) {
   }
   while (p.heads > 1 && SmallSizes<kWindow>::shared_bytes(p.heads, 1) > shared_memory) {
@@ -75,7 +63,7 @@ SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multip
   p.windows = std::max(1, 8 / p.heads);
   while (p.windows > 1 && SmallSizes<kWindow>::shared_bytes(p.heads, p.windows) > shared_memory) --p.windows;
   p.groups = problem.nH / p.heads;
-  const int64_t wanted = ceil_div(p.all_windows, p.windows);
+  const int64_t wanted = ceil_div(p.all.of_all, p.windows);
   p.blocks = static_cast<int32_t>(std::min(wanted, std::max(int64_t{1}, ceil_div(multiprocessors, p.groups))));
   return p;
 }
@@ -101,28 +89,21 @@ struct SmallWarp {
                          : zeros + (row & 1) * kRowBytes + swizzled(row, chunk);
   }
 
-  // The pixel of a token, or false where it is padding.
-  SWIN_FAST_DEVICE bool pixel(int window_y, int window_x, int token, int* y, int* x) const {
+  SWIN_FAST_DEVICE bool pixel(const Windows::Place& window, int token, int* y, int* x) const {
     const int row = token / columns();
-    *y = p.y.pixel<int32_t>(window_y * p.y.window + row);
-    *x = p.x.pixel<int32_t>(window_x * p.x.window + token - row * columns());
-    return *y >= 0 && *x >= 0;
+    return p.all.pixel(window, row, token - row * columns(), y, x);
   }
 
   // Rows of one window on their way into shared memory. Padding takes its row of pad_value; a padded query is zero.
   template <bool kAligned>
-  SWIN_FAST_DEVICE void fetch(int64_t window, char* q_rows) const {
+  SWIN_FAST_DEVICE void fetch(const Windows::Place& window, char* q_rows) const {
     const WindowAttentionFwdParams& problem = p.problem;
-    const int64_t b = window / p.image_windows;
-    const auto in_image = static_cast<int32_t>(window - b * p.image_windows);
-    const int window_y = in_image / static_cast<int32_t>(p.x.num_windows);
-    const int window_x = in_image - window_y * static_cast<int32_t>(p.x.num_windows);
     const int chunk = lane & 3;
     const uint16_t *source[3], *padding[3];
     char* const target[3] = {q_rows, rows[0], rows[1]};
     SWIN_FAST_UNROLL
     for (int which = 0; which < 3; ++which) {
-      source[which] = static_cast<const uint16_t*>(problem.qkv) + b * problem.qkv_stride[0] +
+      source[which] = static_cast<const uint16_t*>(problem.qkv) + window.b * problem.qkv_stride[0] +
                       which * problem.qkv_stride[3] + head * problem.qkv_stride[4] + chunk * 8;
       padding[which] =
           static_cast<const uint16_t*>(problem.pad_value) + (which * problem.nH + head) * kHeadDim + chunk * 8;
@@ -132,45 +113,18 @@ struct SmallWarp {
       const int token = step * 8 + (lane >> 2);
       if (token >= count()) continue;
       int y, x;
-      const bool real = pixel(window_y, window_x, token, &y, &x);
+      const bool real = pixel(window, token, &y, &x);
       const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
       SWIN_FAST_UNROLL
       for (int which = 0; which < 3; ++which) {
         const bool valid = real || (which > 0 && problem.pad_value != nullptr);
         const uint16_t* const from = real ? source[which] + offset : valid ? padding[which] : source[which];
-        char* const to = target[which] + token * kRowBytes + swizzled(token, chunk);
-        if (kAligned) {
-          copy_async_16(to, from, valid);
-        } else {
-          uint32_t pairs[4];
-          for (int i = 0; i < 4; ++i) {
-            pairs[i] = 0;
-            if (valid) {
-              pairs[i] = load_global<uint16_t>(from + 2 * i) |
-                         static_cast<uint32_t>(load_global<uint16_t>(from + 2 * i + 1)) << 16;
-            }
-          }
-          store_shared(to, UInt4{pairs[0], pairs[1], pairs[2], pairs[3]});
-        }
+        fetch_chunk<kAligned>(target[which] + token * kRowBytes + swizzled(token, chunk), from, valid);
       }
     }
     copy_async_commit();
   }
 };
-
-// The sum of squares of what the four lanes of a quad hold of a row, as 1 / max(|row|, eps).
-SWIN_FAST_DEVICE float inverse_norm(float squares) {
-  squares += shuffle_xor(squares, 1);
-  squares += shuffle_xor(squares, 2);
-  const float inverse = rsqrt_approx(squares);
-  return inverse < 1.0f / kNormFloor ? inverse : 1.0f / kNormFloor;
-}
-
-template <class T>
-SWIN_FAST_DEVICE float squares(uint32_t pair) {
-  const Float2 two = unpack<T>(pair);
-  return two.x * two.x + two.y * two.y;
-}
 
 // Computes: out of windows of up to 64 tokens.
 // Grid:     groups * blocks, groups fastest: heads of a window run at the same time. A warp has one head, whose bias
@@ -197,7 +151,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
 
   const int64_t stride = int64_t{p.blocks} * p.windows;
   int64_t window = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
-  if (window < p.all_windows) self.template fetch<kAligned>(window, self.rows[2]);
+  if (window < p.all.of_all) self.template fetch<kAligned>(p.all.place(window), self.rows[2]);
 
   // The bias of the block's heads, once, in the order of accumulators.
   for (int i = threadIdx.x; i < kZeroBytes / 4; i += blockDim.x) store_shared(zeros + 4 * i, uint32_t{0});
@@ -205,19 +159,8 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
     const int place = i % Sizes::kBiasFloats, of_lane = place / 4 % 32, tile = place / 128;
     const int row = tile / Sizes::kKeyTiles * 16 + of_lane / 4 + (place & 2) * 4;
     const int key = tile % Sizes::kKeyTiles * 8 + of_lane % 4 * 2 + (place & 1);
-    float value = 0.0f;
-    if (row < tokens && key < tokens && problem.bias_form != BiasForm::kNone) {
-      const int64_t head = group * p.heads + i / Sizes::kBiasFloats;
-      int64_t entry;
-      if (problem.bias_form == BiasForm::kDense) {
-        entry = (head * tokens + row) * tokens + key;
-      } else {
-        const int across = 2 * p.x.window - 1;
-        entry = (head * (2 * p.y.window - 1) + relative_index(row / columns, key / columns, p.y.window)) * across +
-                relative_index(row % columns, key % columns, p.x.window);
-      }
-      value = load_global<float>(problem.bias + entry);
-    }
+    const int head = group * p.heads + i / Sizes::kBiasFloats;
+    const float value = row < tokens && key < tokens ? bias_of(problem, head, row, key, columns) : 0.0f;
     store_shared(fragments + 4 * i, value);
   }
   sync_threads();
@@ -226,7 +169,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
   const char* const bias = fragments + size_t{4} * Sizes::kBiasFloats * head_slot + lane * 16;
   const int quad = lane >> 2, pair = (lane & 3) * 2;
   char *q_rows = self.rows[2], *next_q_rows = self.rows[3];
-  for (; window < p.all_windows; window += stride) {
+  for (; window < p.all.of_all; window += stride) {
     copy_async_wait<0>();
     sync_warp();  // rows that other lanes fetched
     uint32_t k[Sizes::kKeyTiles + 1][2][2];
@@ -257,17 +200,13 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
       }
     }
     sync_warp();  // k, v and the other q may be written now
-    if (window + stride < p.all_windows) self.template fetch<kAligned>(window + stride, next_q_rows);
+    if (window + stride < p.all.of_all) self.template fetch<kAligned>(p.all.place(window + stride), next_q_rows);
 
-    const int64_t b = window / p.image_windows;
-    const auto in_image = static_cast<int32_t>(window - b * p.image_windows);
-    const int window_y = in_image / static_cast<int32_t>(p.x.num_windows);
-    const int window_x = in_image - window_y * static_cast<int32_t>(p.x.num_windows);
-    const bool border = p.y.has_border(window_y) || p.x.has_border(window_x);
+    const Windows::Place place = p.all.place(window);
+    const bool border = p.all.has_border(place);
     const auto region = [&](int token) {
       const int row = token / columns;
-      return combine_regions(p.y.region<int32_t>(window_y * p.y.window + row),
-                             p.x.region<int32_t>(window_x * p.x.window + token - row * columns));
+      return p.all.region(place, row, token - row * columns);
     };
     uint32_t key_regions[2] = {0, 0};  // four bits for each of this lane's keys
     if (border) {
@@ -386,13 +325,13 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
     }
     sync_warp();
     const int32_t row_size = problem.nH * kHeadDim;
-    auto* out = static_cast<uint16_t*>(problem.out) + b * problem.H * problem.W * row_size + self.head * kHeadDim +
-                (lane & 3) * 8;
+    auto* out = static_cast<uint16_t*>(problem.out) + place.b * problem.H * problem.W * row_size +
+                self.head * kHeadDim + (lane & 3) * 8;
     SWIN_FAST_UNROLL
     for (int step = 0; step < (Sizes::kTokens + 7) / 8; ++step) {
       const int token = step * 8 + quad;
       int y, x;
-      if (token >= tokens || !self.pixel(window_y, window_x, token, &y, &x)) continue;
+      if (token >= tokens || !self.pixel(place, token, &y, &x)) continue;
       const auto four = load_shared<UInt4>(q_rows + token * kRowBytes + swizzled(token, lane & 3));
       store_global(out + int64_t{y * static_cast<int32_t>(problem.W) + x} * row_size, four);
     }

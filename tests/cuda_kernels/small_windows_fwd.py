@@ -25,7 +25,7 @@ BUGS = {
     "the result is read before it is written": Bug(
         "    sync_warp();\n    const int32_t row_size", "    const int32_t row_size"
     ),
-    "one q for two windows": Bug("window + stride, next_q_rows", "window + stride, q_rows"),
+    "one q for two windows": Bug("place(window + stride), next_q_rows", "place(window + stride), q_rows"),
     "the swizzle is lost": Bug("return ((chunk ^ (row >> 1)) & 3) * 16;", "return chunk * 16;"),
     "an odd number of rows": Bug("(kTokens + 1) / 2 * 2 * kRowBytes", "kTokens * kRowBytes"),
     "rows that do not exist are not zero": Bug("i < kZeroBytes / 4;", "i < 0;"),
@@ -37,7 +37,9 @@ BUGS = {
     ),
     "bias of the wrong row": Bug("of_lane / 4 + (place & 2) * 4", "of_lane / 4 + (place & 2) * 2"),
     "bias of the first head for all": Bug("size_t{4} * Sizes::kBiasFloats * head_slot + lane", "lane"),
-    "bias transposed": Bug("(head * tokens + row) * tokens + key", "(head * tokens + key) * tokens + row"),
+    "bias transposed": Bug(
+        "(head * tokens + query) * tokens + key", "(head * tokens + key) * tokens + query", "csrc/cuda/windows.h"
+    ),
     "no mask": Bug("s[j][e] += problem.mask_value;", ""),
     "regions of the neighbour": Bug("(e & 1)) & 15) != row_region", "(~e & 1)) & 15) != row_region"),
     "keys that do not exist take part": Bug(
@@ -54,12 +56,11 @@ BUGS = {
     "padding has no value": Bug("which > 0 && problem.pad_value != nullptr", "false"),
     "padding of v is that of k": Bug("(which * problem.nH + head) * kHeadDim", "(problem.nH + head) * kHeadDim"),
     "results of padding are stored": Bug(
-        "!self.pixel(window_y, window_x, token, &y, &x)) continue",
-        "(self.pixel(window_y, window_x, token, &y, &x), y < 0)) continue",
+        "!self.pixel(place, token, &y, &x)) continue", "(self.pixel(place, token, &y, &x), y < 0)) continue"
     ),
-    "every image is the first": Bug("b * problem.qkv_stride[0]", "0 * problem.qkv_stride[0]"),
+    "every image is the first": Bug("window.b * problem.qkv_stride[0]", "0 * problem.qkv_stride[0]"),
     "windows are left out": Bug("int64_t{p.blocks} * p.windows", "int64_t{p.blocks} * p.windows + 1"),
-    "it ends with copies on their way": Bug("window + stride < p.all_windows)", "window < p.all_windows)"),
+    "it ends with copies on their way": Bug("window + stride < p.all.of_all)", "window < p.all.of_all)"),
 }
 
 #: Spilled: the instance for any window and any alignment, with cosine attention. The aim is none.

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the CUDA kernels of every size of window share: where windows, tokens and entries of the bias lie, how 16 bytes
+// of a row come into shared memory, and norms of rows held as fragments.
+#pragma once
+
+#include <cstdint>
+
+#include "../window_attention.h"
+#include "primitives.h"
+
+namespace swin_fast::cuda {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kNormFloor = 1e-12f;
+
+// The windows of all images, the last axis fastest. The axes stand here ready made: a kernel shall not divide for them.
+struct Windows {
+  WindowAxis y, x;
+  int64_t of_image, of_all;
+
+  explicit Windows(const WindowAttentionParams& problem)
+      : y(problem.axis_y()),
+        x(problem.axis_x()),
+        of_image(y.num_windows * x.num_windows),
+        of_all(problem.B * of_image) {}
+
+  struct Place {
+    int64_t b;
+    int32_t y, x;
+  };
+  SWIN_FAST_DEVICE Place place(int64_t window) const {
+    const int64_t b = window / of_image;
+    const auto in_image = static_cast<int32_t>(window - b * of_image);
+    const int32_t along_y = in_image / static_cast<int32_t>(x.num_windows);
+    return {b, along_y, in_image - along_y * static_cast<int32_t>(x.num_windows)};
+  }
+
+  SWIN_FAST_DEVICE bool has_border(const Place& at) const { return y.has_border(at.y) || x.has_border(at.x); }
+
+  // The pixel of the token in a row and column of a window, or false where it is padding.
+  SWIN_FAST_DEVICE bool pixel(const Place& at, int row, int column, int* pixel_y, int* pixel_x) const {
+    *pixel_y = y.pixel<int32_t>(at.y * y.window + row);
+    *pixel_x = x.pixel<int32_t>(at.x * x.window + column);
+    return *pixel_y >= 0 && *pixel_x >= 0;
+  }
+
+  SWIN_FAST_DEVICE int32_t region(const Place& at, int row, int column) const {
+    return combine_regions(y.region<int32_t>(at.y * y.window + row), x.region<int32_t>(at.x * x.window + column));
+  }
+};
+
+// The bias of a pair of tokens, of which `columns` = Ww make a row of the window; 0 without a bias.
+SWIN_FAST_DEVICE float bias_of(const WindowAttentionParams& problem, int64_t head, int query, int key, int columns) {
+  if (problem.bias_form == BiasForm::kNone) return 0.0f;
+  if (problem.bias_form == BiasForm::kDense) {
+    const int tokens = problem.window_area();
+    return load_global<float>(problem.bias + (head * tokens + query) * tokens + key);
+  }
+  const int Wh = problem.window_size[0], Ww = problem.window_size[1];
+  const int64_t row = head * (2 * Wh - 1) + relative_index(query / columns, key / columns, Wh);
+  return load_global<float>(problem.bias + row * (2 * Ww - 1) + relative_index(query % columns, key % columns, Ww));
+}
+
+// Begins to bring eight elements to shared memory, or zeros where not `valid`; `from` is then not read. Unaligned ones
+// are there at once; whoever reads them waits the same way.
+template <bool kAligned>
+SWIN_FAST_DEVICE void fetch_chunk(char* to, const uint16_t* from, bool valid) {
+  if (kAligned) {
+    copy_async_16(to, from, valid);
+    return;
+  }
+  uint32_t pairs[4];
+  for (int i = 0; i < 4; ++i) {
+    pairs[i] = 0;
+    if (valid) {
+      pairs[i] = load_global<uint16_t>(from + 2 * i) | static_cast<uint32_t>(load_global<uint16_t>(from + 2 * i + 1))
+                                                           << 16;
+    }
+  }
+  store_shared(to, UInt4{pairs[0], pairs[1], pairs[2], pairs[3]});
+}
+
+// The sum of squares of what the four lanes of a quad hold of a row, as 1 / max(|row|, eps).
+SWIN_FAST_DEVICE float inverse_norm(float squares) {
+  squares += shuffle_xor(squares, 1);
+  squares += shuffle_xor(squares, 2);
+  const float inverse = rsqrt_approx(squares);
+  return inverse < 1.0f / kNormFloor ? inverse : 1.0f / kNormFloor;
+}
+
+template <class T>
+SWIN_FAST_DEVICE float squares(uint32_t pair) {
+  const Float2 two = unpack<T>(pair);
+  return two.x * two.x + two.y * two.y;
+}
+
+}  // namespace swin_fast::cuda
