@@ -28,6 +28,7 @@ LAYERS = (
     {"backends.triton_fwd"},
     {"backends.triton_bwd"},
     {"backends.triton_bias", "backends.triton_bwd_blocks"},
+    {"backends.triton_plan"},
     {"backends.triton_launch"},
     {"backends.native", "backends.triton_ops", "reference"},
     {"dispatch", "ops"},
@@ -48,6 +49,7 @@ LAYERS = (
 # What a module may use besides the standard library.
 THIRD_PARTY = {
     **{f"backends.triton_{name}": {"triton"} for name in ("window", "fwd", "bwd", "bwd_blocks", "bias")},
+    "backends.triton_plan": {"torch", "triton"},
     "backends.triton_launch": {"torch", "triton"},
     "demo": {"torch", "numpy", "matplotlib", "PIL", "rich"},
     "demo_picture": {"torch", "numpy", "matplotlib", "PIL"},

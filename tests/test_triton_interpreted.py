@@ -12,6 +12,7 @@ import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ import oracles
 import triton_interpreter
 from cases import DTYPE_IDS, DTYPES, Case, make_inputs
 from comparison import check
-from swin_fast.backends import triton_bwd, triton_fwd, triton_launch, triton_window
+from swin_fast.backends import triton_bwd, triton_bwd_blocks, triton_fwd, triton_launch, triton_plan, triton_window
 from swin_fast.backends.configs import Parameters, two_powers
 
 per_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS.get)
@@ -138,8 +139,10 @@ def test_programs_of_one_multiprocessor_share_a_head(span: int, nH: int) -> None
 def test_offsets_of_64_bits_are_the_same(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     inputs = make_inputs(case, torch.float32)
     narrow = oracles.run_op(inputs, "triton")
-    monkeypatch.setattr(triton_launch._Call, "extents", lambda *_: (2**31,))
+    monkeypatch.setattr(triton_plan, "WIDE_FROM", 0)
+    triton_plan.plan.cache_clear()
     wide = oracles.run_op(inputs, "triton")
+    triton_plan.plan.cache_clear()
     assert all(torch.equal(wide[name], narrow[name]) for name in narrow)
 
 
@@ -149,26 +152,34 @@ def test_every_kernel_takes_every_window(monkeypatch: pytest.MonkeyPatch, case: 
     """What a window is computed by is a matter of speed alone: here by blocks of keys, and by two powers of two."""
     for keys, more_keys in ((16, 0), (max(16, two_powers(case.N)[0]), two_powers(case.N)[1])):
         chosen = Parameters(rows=16, keys=keys, more_keys=more_keys, warps=4, units=2)
-        monkeypatch.setattr(triton_launch, "parameters", lambda *_, chosen=chosen: chosen)
+        monkeypatch.setattr(triton_launch, "plan", lambda *of, chosen=chosen: triton_plan.plan(*of[:4], chosen))
         verdict(case, dtype)
 
 
 @pytest.mark.parametrize("switch", ["allow_tf32", "fp32_precision"])
 def test_tf32_only_where_pytorch_was_told_so(monkeypatch: pytest.MonkeyPatch, switch: str) -> None:
-    """By either of its switches."""
-    inputs = make_inputs(SHIFTED, torch.float32)
-    options = (SHIFTED.window, SHIFTED.shift, 1.0, SHIFTED.pad_order, SHIFTED.mask_value)
-    call = triton_launch._Call(inputs.qkv, None, None, None, *options)
+    """By either of its switches, and only for float32."""
+    planned: list[tuple[str, triton_plan.Plan]] = []
+
+    def plan(*of: Any) -> triton_plan.Plan:
+        planned.append((DTYPE_IDS[of[1].qkv.dtype], triton_plan.plan(*of)))
+        return planned[-1][1]
+
+    monkeypatch.setattr(triton_launch, "plan", plan)
     matmul = torch.backends.cuda.matmul
-    assert call.constants()["PRECISION"] == "ieee"
     before = getattr(matmul, switch)
+    oracles.run_op_forward(make_inputs(SHIFTED, torch.float32), "triton")
     try:
         setattr(matmul, switch, True if switch == "allow_tf32" else "tf32")
-        assert call.constants()["PRECISION"] == "tf32"
-        half = replace(call, qkv=call.qkv.half())
-        assert half.constants()["PRECISION"] == "ieee"
+        for dtype in (torch.float32, torch.float16):
+            oracles.run_op_forward(make_inputs(SHIFTED, dtype), "triton")
     finally:
         setattr(matmul, switch, before)
+    assert [(dtype, of.constants["PRECISION"]) for dtype, of in planned] == [
+        ("fp32", "ieee"),
+        ("fp32", "tf32"),
+        ("fp16", "ieee"),
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------- planted bugs
@@ -223,6 +234,11 @@ def radial_part_forgotten(summed, rows, inverse, factor, COSINE: tl.constexpr):
     return summed * (factor * inverse)[:, None], tl.sum(rows.to(tl.float32) * summed, 1) * inverse
 
 
+@triton.jit
+def exp_of_the_hardware(x):
+    return tl.exp2(x * triton_window.LOG2_E)
+
+
 @pytest.mark.parametrize(
     ("module", "name", "wrong", "case"),
     [
@@ -240,6 +256,7 @@ def radial_part_forgotten(summed, rows, inverse, factor, COSINE: tl.constexpr):
         (triton_fwd, "has_border", border_of_rows_alone, SHIFTED),
         (triton_bwd, "load_bias", bias_transposed, SHIFTED),
         (triton_bwd, "row_gradient", radial_part_forgotten, COSINE),
+        (triton_bwd_blocks, "exp", exp_of_the_hardware, Case(16, 16, (16, 16), (5, 5), 1, 2, bias="dense")),
         (triton_fwd, "finite_top", top_of_nothing, replace(SHIFTED, mask_value=float("-inf"))),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from swin_fast.backends import configs, triton_launch
+from swin_fast.backends import configs, triton_plan
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Bytes of shared memory that a block may have: CUDA C++ Programming Guide, table of technical specifications.
@@ -109,7 +109,7 @@ def launches(dtype: torch.dtype, window: int, hd: int = 32) -> list[tuple[Any, d
     return [
         launch
         for direction in ("fwd", "bwd")
-        for launch in triton_launch.kernels_of(direction, configs.rule(direction, dtype, N, hd), N)
+        for launch in triton_plan.kernels_of(direction, configs.rule(direction, dtype, N, hd), N)
     ]
 
 
@@ -125,7 +125,7 @@ def binaries(build: Build) -> dict[str, Binary]:
 def compile_kernel(
     kernel: Any, dtype: torch.dtype, arch: int, constants: dict[str, Any], options: dict[str, int]
 ) -> Binary:
-    """The binary of a kernel of ours for an architecture. `options`: as `triton_launch.kernels_of` has them."""
+    """The binary of a kernel of ours for an architecture. `options`: as `triton_plan.kernels_of` has them."""
     built = translate(kernel, dtype, 80 if arch in AS_SM_80 else arch, constants, options)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"

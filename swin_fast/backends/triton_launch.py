@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops in Triton: geometry, launch parameters and scratch memory of a call, and its launches.
+"""The ops in Triton: scratch memory of a call, and its launches.
 
 Imported by the first call: Triton is optional, and importing swin_fast costs nothing for who does not use it. Launches
 go to the current stream of the tensors' device; memory comes from torch alone, so that a CUDA graph can hold them.
@@ -8,131 +8,17 @@ go to the current stream of the tensors' device; memory comes from torch alone, 
 from __future__ import annotations
 
 import functools
-import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import triton_bias, triton_bwd, triton_bwd_blocks, triton_fwd
-from .configs import WHOLE_SCORES, Parameters, parameters, power_of_two, slug
+from . import triton_bias
+from .configs import Parameters, power_of_two, slug
+from .triton_plan import Plan, Problem, form, plan
 
-#: Bytes of parts of dbias that a call may allocate, if one part a head needs no more.
-MOST_SCRATCH = 64 * 2**20
 #: What Triton's interpreter, which runs kernels on tensors of the CPU, is taken to have.
 INTERPRETED_MULTIPROCESSORS = 2
-
-
-@dataclass
-class _Call:
-    """What the kernels are told of one call; the names are theirs."""
-
-    qkv: Tensor
-    bias: Tensor | None
-    logit_scale: Tensor | None
-    pad_value: Tensor | None
-    window_size: tuple[int, int]
-    shift_size: tuple[int, int]
-    scale: float
-    pad_order: str
-    mask_value: float
-
-    def __post_init__(self) -> None:
-        if self.qkv.stride(5) != 1:
-            self.qkv = self.qkv.contiguous()
-        self.bias, self.logit_scale, self.pad_value = (
-            None if tensor is None else tensor.contiguous() for tensor in (self.bias, self.logit_scale, self.pad_value)
-        )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        (H, W), (Wh, Ww) = self.qkv.shape[1:3], self.window_size
-        return -(-H // Wh), -(-W // Ww)
-
-    @property
-    def windows(self) -> int:  # of all images
-        return self.qkv.shape[0] * math.prod(self.grid)
-
-    @property
-    def N(self) -> int:
-        return math.prod(self.window_size)
-
-    @property
-    def padded(self) -> bool:
-        (H, W), (Wh, Ww) = self.qkv.shape[1:3], self.window_size
-        return self.pad_value is not None and (H % Wh != 0 or W % Ww != 0)
-
-    def inputs(self, tiles: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Those that are absent are never read, but a kernel wants a pointer. `tiles`: rows and keys of the bias."""
-        bias = None if self.bias is None else _bias_in_tiles(self.bias, self.window_size, tiles)
-        others = (bias, self.logit_scale, self.pad_value)
-        return self.qkv, *(self.qkv if tensor is None else tensor for tensor in others)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        _B, H, W, _three, nH, _hd = self.qkv.shape
-        (nWh, nWw), (Wh, Ww) = self.grid, self.window_size
-        return self.windows, nWh * nWw, nWh, nWw, H, W, nWh * Wh, nWw * Ww, *self.shift_size, nH
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return self.qkv.stride()[:5]
-
-    def extents(self, grad_out: Tensor | None) -> tuple[int, ...]:
-        """Elements that an image of each tensor spans; rows of channels come on top of the last token."""
-        _B, H, W, _three, nH, hd = self.qkv.shape
-        tensors = [self.qkv.stride()[1:3], (W * 3 * nH * hd, 3 * nH * hd)]
-        if grad_out is not None:
-            tensors.append(grad_out.stride()[1:3])
-        return tuple(H * abs(y) + W * abs(x) for y, x in tensors)
-
-    def constants(self, grad_out: Tensor | None = None) -> dict[str, Any]:
-        hd = self.qkv.shape[5]
-        Wh, Ww = self.window_size
-        # Only where PyTorch was told that TF32 is good enough. Its older switch, allow_tf32, shows here too, but raises
-        # when it is read after the newer one was set.
-        tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
-        return {
-            "WH": Wh,
-            "WW": Ww,
-            "HD": hd,
-            "D": max(16, power_of_two(hd)),
-            "HAS_BIAS": self.bias is not None,
-            "COSINE": self.logit_scale is not None,
-            "PADDED": self.padded,
-            "SHIFTED": any(self.shift_size),
-            "ROLL_PAD": self.pad_order == "roll_pad",
-            "WIDE": max(self.extents(grad_out)) >= 2**31,
-            "PRECISION": "tf32" if self.qkv.dtype == torch.float32 and tf32 else "ieee",
-        }
-
-
-def kernels_of(direction: str, chosen: Parameters, N: int) -> list[tuple[Any, dict[str, int]]]:
-    """The kernels of a call, in their order, each with its tiles and what the compiler is told."""
-    told = {"num_warps": chosen.warps, "num_stages": 1}
-    if chosen.registers and not torch.version.hip:
-        told["maxnreg"] = chosen.registers
-    rows, keys = {"ROWS": chosen.rows, **told}, {"KEYS": chosen.keys}
-    whole = {**rows, **keys, "MORE_KEYS": chosen.more_keys}
-    on_chip = N <= chosen.keys + chosen.more_keys
-    if direction == "fwd":
-        return [(triton_fwd.whole_windows, whole) if on_chip else (triton_fwd.rows_of_windows, {**rows, **keys})]
-    if N <= chosen.rows:
-        return [(triton_bwd.small_windows_bwd, rows)]
-    if on_chip:
-        return [(triton_bwd.whole_windows_bwd, whole)]
-    blocks = (triton_bwd_blocks.query_rows_bwd, triton_bwd_blocks.key_rows_bwd)
-    return [(kernel, {**rows, **keys}) for kernel in blocks]
-
-
-def tiles_of_bias(direction: str, chosen: Parameters, N: int) -> tuple[int, int]:
-    """Rows and keys of the bias of a head, in whole tiles of the kernels of a call."""
-    if direction == "bwd" and N <= chosen.rows:
-        return chosen.rows, chosen.rows
-    keys = chosen.keys + chosen.more_keys
-    return -(-N // chosen.rows) * chosen.rows, keys if N <= keys else -(-N // chosen.keys) * chosen.keys
 
 
 def window_attention_fwd(
@@ -148,33 +34,25 @@ def window_attention_fwd(
     chosen: Parameters | None = None,
 ) -> Tensor:
     """`swin_fast::window_attention_fwd.triton`; arguments as in `swin_fast.ops`. `chosen`: for the tuner."""
+    qkv = _with_contiguous_rows(qkv)
+    planned = _plan("fwd", chosen, None, qkv, bias, logit_scale, pad_value, window_size, shift_size, pad_order)
     B, H, W, _three, nH, hd = qkv.shape
     out = qkv.new_empty(B, H, W, nH * hd)
-    if out.numel() == 0:
-        return out
-    with _device(qkv):
-        call = _Call(qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value)
-        N, windows = call.N, call.windows
-        chosen = chosen or parameters("fwd", qkv.dtype, N, hd, _device_name(qkv.device))
-        [(kernel, options)] = kernels_of("fwd", chosen, N)
-        if "MORE_KEYS" in options:
-            units = max(1, min(chosen.units, windows * nH // (4 * _multiprocessors(qkv))))
-            span = _span(qkv, N)
-            programs = span * -(-windows // (units * (span // nH)))
-            shares = [units, span]
-        else:
-            programs, shares = nH * windows * -(-N // chosen.rows), []
-        kernel[(programs,)](
-            *call.inputs(tiles_of_bias("fwd", chosen, N)),
-            out,
-            scale,
-            mask_value,
-            *shares,
-            *call.sizes,
-            *call.strides,
-            **call.constants(),
-            **options,
-        )
+    if B > 0:
+        with _device(qkv):
+            [(kernel, options, programs)] = planned.kernels
+            kernel[(programs,)](
+                qkv,
+                *_small_inputs(planned, qkv, bias, logit_scale, pad_value, window_size),
+                out,
+                scale,
+                mask_value,
+                *planned.shares,
+                *planned.sizes,
+                *planned.strides,
+                **planned.constants,
+                **options,
+            )
     return out
 
 
@@ -192,6 +70,8 @@ def window_attention_bwd(
     chosen: Parameters | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`swin_fast::window_attention_bwd.triton`; arguments and results as in `swin_fast.ops`. `chosen`: as above."""
+    qkv, grad_out = _with_contiguous_rows(qkv), _with_contiguous_rows(grad_out)
+    planned = _plan("bwd", chosen, grad_out, qkv, bias, logit_scale, pad_value, window_size, shift_size, pad_order)
     nH, hd = qkv.shape[4:]
     dqkv = qkv.new_empty(qkv.shape)
     if dqkv.numel() == 0:
@@ -203,45 +83,25 @@ def window_attention_bwd(
             qkv.new_empty(0) if pad_value is None else torch.zeros_like(pad_value),
         )
     with _device(qkv):
-        if grad_out.stride(3) != 1:
-            grad_out = grad_out.contiguous()
-        call = _Call(qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value)
-        N, windows = call.N, call.windows
-        chosen = chosen or parameters("bwd", qkv.dtype, N, hd, _device_name(qkv.device))
-        tiles = tiles_of_bias("bwd", chosen, N)
-        kernels = kernels_of("bwd", chosen, N)
-        owners = min(windows, max(1, chosen.units * _multiprocessors(qkv) // nH))
-        if bias is not None:
-            owners = max(1, min(owners, MOST_SCRATCH // (4 * nH * math.prod(tiles))))
-        row_tiles, key_tiles = (-(-N // chosen.rows), -(-N // chosen.keys)) if len(kernels) == 2 else (1, 1)
+        row_tiles, key_tiles = planned.tiles
 
         def parts(present: bool, *shape: int, zero: bool = False) -> Tensor:
             new = qkv.new_zeros if zero else qkv.new_empty
-            return new((nH, owners, *shape) if present else (0,), dtype=torch.float32)
+            return new((nH, planned.owners, *shape) if present else (0,), dtype=torch.float32)
 
-        dbias_parts = parts(bias is not None, *tiles)
+        dbias_parts = parts(bias is not None, *planned.bias_tiles)
         dlogit_scale_parts = parts(logit_scale is not None, row_tiles)
-        dpad_value_parts = parts(call.padded, key_tiles, 2, hd, zero=True)  # added to where a window has padding
-        inputs = (grad_out, *call.inputs(tiles), dqkv)
-        shared = (*call.sizes, *call.strides, *grad_out.stride()[:3])
-        constants = call.constants(grad_out)
-        if len(kernels) == 1:
-            [(kernel, options)] = kernels
-            all_parts = (dbias_parts, dlogit_scale_parts, dpad_value_parts)
-            programs, shares = nH * owners, [owners]
-            if "MORE_KEYS" in options:
-                span = _span(qkv, N)
-                programs, shares = span * -(-owners // (span // nH)), [owners, span]
-            kernel[(programs,)](*inputs, *all_parts, scale, mask_value, *shares, *shared, **constants, **options)
-        else:
+        dpad_value_parts = parts(planned.padded, key_tiles, 2, hd, zero=True)  # added to where a window has padding
+        inputs = (grad_out, qkv, *_small_inputs(planned, qkv, bias, logit_scale, pad_value, window_size), dqkv)
+        shared = (scale, mask_value, *planned.shares, *planned.sizes, *planned.strides)
+        results: list[tuple[Tensor, ...]] = [(dbias_parts, dlogit_scale_parts, dpad_value_parts)]
+        if len(planned.kernels) == 2:
             # Largest score, one over the sum, delta. Three numbers, for the first two in one would lose scores of 1e4.
-            statistics = qkv.new_empty((windows, nH, 3, N), dtype=torch.float32)
-            (of_queries, query_options), (of_keys, key_options) = kernels
-            of_rows, of_all = (dbias_parts, dlogit_scale_parts, statistics), (scale, mask_value, owners, *shared)
-            of_queries[(nH * owners * row_tiles,)](*inputs, *of_rows, *of_all, **constants, **query_options)
-            of_keys[(nH * owners * key_tiles,)](
-                *inputs, dpad_value_parts, statistics, *of_all, **constants, **key_options
-            )
+            N = window_size[0] * window_size[1]
+            statistics = qkv.new_empty((planned.windows, nH, 3, N), dtype=torch.float32)
+            results = [(dbias_parts, dlogit_scale_parts, statistics), (dpad_value_parts, statistics)]
+        for (kernel, options, programs), own in zip(planned.kernels, results, strict=True):
+            kernel[(programs,)](*inputs, *own, *shared, **planned.constants, **options)
         return (
             dqkv,
             dbias_parts if bias is None else _dbias(dbias_parts, bias, window_size),
@@ -250,30 +110,62 @@ def window_attention_bwd(
         )
 
 
+def _plan(
+    direction: str,
+    chosen: Parameters | None,
+    grad_out: Tensor | None,
+    qkv: Tensor,
+    bias: Tensor | None,
+    logit_scale: Tensor | None,
+    pad_value: Tensor | None,
+    window_size: tuple[int, int],
+    shift_size: tuple[int, int],
+    pad_order: str,
+) -> Plan:
+    # Its older switch, allow_tf32, shows here too, but raises when it is read after the newer one was set.
+    tf32 = qkv.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    of_qkv = form(qkv)
+    assert of_qkv is not None
+    problem = Problem(
+        of_qkv,
+        form(bias),
+        form(logit_scale),
+        form(pad_value),
+        tuple(window_size),
+        tuple(shift_size),
+        pad_order,
+        tf32,
+        form(grad_out),
+    )
+    name, multiprocessors = _facts(qkv.device) if qkv.is_cuda else (None, INTERPRETED_MULTIPROCESSORS)
+    return plan(direction, problem, name, multiprocessors, chosen)
+
+
+def _with_contiguous_rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 0 or tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _small_inputs(
+    planned: Plan,
+    qkv: Tensor,
+    bias: Tensor | None,
+    logit_scale: Tensor | None,
+    pad_value: Tensor | None,
+    window_size: tuple[int, int],
+) -> tuple[Tensor, ...]:
+    """Those that are absent are never read, but a kernel wants a pointer."""
+    bias = None if bias is None else _bias_in_tiles(bias.contiguous(), window_size, planned.bias_tiles)
+    return tuple(qkv if tensor is None else tensor.contiguous() for tensor in (bias, logit_scale, pad_value))
+
+
 def _device(qkv: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(qkv.device) if qkv.is_cuda else nullcontext()
 
 
 @functools.cache
-def _device_name(device: torch.device) -> str | None:
-    return slug(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-
-
-def _multiprocessors(qkv: Tensor) -> int:
-    if not qkv.is_cuda:
-        return INTERPRETED_MULTIPROCESSORS
-    return torch.cuda.get_device_properties(qkv.device).multi_processor_count
-
-
-def _span(qkv: Tensor, N: int) -> int:
-    """After how many programs the heads begin again. Programs of one multiprocessor, which are mostly as many apart as
-    there are multiprocessors, shall share a head whose bias is read again and again: 83 kB at N = 144, which the first
-    cache holds for one head. Not where an eighth of the multiprocessors had nothing to do. A smaller bias stays in
-    registers, or costs less than the rows.
-    """
-    nH, multiprocessors = qkv.shape[4], _multiprocessors(qkv)
-    idle = multiprocessors % nH if nH <= multiprocessors else multiprocessors
-    return multiprocessors if N > WHOLE_SCORES and 8 * idle <= multiprocessors else nH
+def _facts(device: torch.device) -> tuple[str, int]:
+    """Its name as files have it, and its multiprocessors."""
+    return slug(torch.cuda.get_device_name(device)), torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _bias_in_tiles(bias: Tensor, window_size: tuple[int, int], tiles: tuple[int, int]) -> Tensor:
