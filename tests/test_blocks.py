@@ -67,14 +67,15 @@ class BlockCase:
                     parameter.copy_(noise * parameter.shape[1] ** -0.5 if name.endswith(".weight") else noise)
         return block
 
-    def tokens(self, dtype: torch.dtype = torch.float32, draw: int = 0) -> Problem:
+    def tokens(self, dtype: torch.dtype = torch.float32, device: str = "cpu", draw: int = 0) -> Problem:
         """The input and the gradient of the output."""
         generator = torch.Generator().manual_seed(11 + draw)
         shape = (self.B, self.H, self.W, self.dim)
-        return torch.randn(shape, generator=generator).to(dtype), torch.randn(shape, generator=generator).to(dtype)
+        x, grad_out = (torch.randn(shape, generator=generator) for _ in range(2))
+        return x.to(device, dtype), grad_out.to(device, dtype)
 
-    def problems(self, dtype: torch.dtype = torch.float32) -> list[Problem]:
-        return [self.tokens(dtype, draw) for draw in range(DRAWS)]
+    def problems(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Problem]:
+        return [self.tokens(dtype, device, draw) for draw in range(DRAWS)]
 
 
 CASES = (
@@ -137,10 +138,10 @@ def check_against(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=by_id)
 @pytest.mark.parametrize("case", CASES, ids=by_id)
-def test_block_matches_the_plain_block(case: BlockCase, dtype: torch.dtype, backend: str) -> None:
-    ours = case.block().to(dtype)
-    plain = PlainBlock(ours, case.H, case.W).to(dtype)
-    problems = case.problems(dtype)
+def test_block_matches_the_plain_block(case: BlockCase, dtype: torch.dtype, backend: str, device: str) -> None:
+    ours = case.block().to(device, dtype)
+    plain = PlainBlock(ours, case.H, case.W).to(device, dtype)
+    problems = case.problems(dtype, device)
     with swin_fast.use_backend(backend):
         got = run_all(ours, problems)
     check_against(f"{case}, {backend}", got, run_all(plain, problems), plain, problems, dtype)
@@ -165,11 +166,11 @@ def test_block_in_float64_is_exact(case: BlockCase) -> None:
         torch.testing.assert_close(got, exact[name], rtol=1e-11, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_autocast_keeps_parameters_and_matches(backend: str) -> None:
-    ours = PADDED.block()
-    plain = PlainBlock(ours, PADDED.H, PADDED.W)
-    problems = PADDED.problems()
-    with torch.autocast("cpu", torch.bfloat16), swin_fast.use_backend(backend):
+def test_autocast_keeps_parameters_and_matches(backend: str, device: str) -> None:
+    ours = PADDED.block().to(device)
+    plain = PlainBlock(ours, PADDED.H, PADDED.W).to(device)
+    problems = PADDED.problems(device=device)
+    with torch.autocast(device, torch.bfloat16), swin_fast.use_backend(backend):
         got = run_all(ours, problems)
         eager = run_all(plain, problems)
     assert {name: value.dtype for name, value in got.items()} == {name: value.dtype for name, value in eager.items()}
@@ -478,9 +479,9 @@ def test_an_empty_batch_gives_an_empty_batch() -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing_changes_no_bit(use_reentrant: bool, backend: str) -> None:
-    block = PADDED.block(drop_path=0.5)
-    x, grad_out = PADDED.tokens()
+def test_gradient_checkpointing_changes_no_bit(use_reentrant: bool, backend: str, device: str) -> None:
+    block = PADDED.block(drop_path=0.5).to(device)
+    x, grad_out = PADDED.tokens(device=device)
     with swin_fast.use_backend(backend):
         torch.manual_seed(1)
         expected = run(block, x, grad_out)
@@ -521,14 +522,14 @@ def test_export_takes_every_batch_and_size() -> None:
         torch.testing.assert_close(program.module()(x), block(x))
 
 
-def test_backend_forced_around_the_block_is_the_one_that_runs(backend: str) -> None:
+def test_backend_forced_around_the_block_is_the_one_that_runs(backend: str, device: str) -> None:
     class Record(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             called.append(str(func))
             return func(*args, **(kwargs or {}))
 
     called: list[str] = []
-    block, x = PADDED.block(), PADDED.tokens()[0]
+    block, x = PADDED.block().to(device), PADDED.tokens(device=device)[0]
     with swin_fast.use_backend(backend), Record():
         block(x)
     assert [name for name in called if name.startswith("swin_fast")] == [f"swin_fast.window_attention_fwd.{backend}"]

@@ -33,11 +33,12 @@ def check_gradients(model: SwinTransformer, compiled: Any, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_compile_makes_one_graph_for_training(version: type[SwinTransformer], backend: str) -> None:
+def test_compile_makes_one_graph_for_training(version: type[SwinTransformer], backend: str, device: str) -> None:
     torch._dynamo.reset()
-    model = small(version, drop_path_rate=0.2)
+    model = small(version, drop_path_rate=0.2).to(device)
+    images = torch.randn(4, 3, 64, 64, device=device)
     with swin_fast.use_backend(backend):
-        check_gradients(model, torch.compile(model, fullgraph=True, backend="aot_eager"), torch.randn(4, 3, 64, 64))
+        check_gradients(model, torch.compile(model, fullgraph=True, backend="aot_eager"), images)
 
 
 @pytest.mark.slow

@@ -174,8 +174,8 @@ def test_one_gradient_alone_equals_the_same_among_all(backend: str, device: str,
 def test_gradients_of_absent_and_unwanted_arguments_are_none(backend: str, device: str) -> None:
     arguments = _arguments(make_inputs(CASES[0], torch.float32, device))  # without a bias
     arguments[0].requires_grad_()
-    edges = ops.WINDOW_ATTENTION_FWD[backend](*arguments).grad_fn.next_functions
-    assert [node is not None for node, _ in edges] == [True, *(False for _ in edges[1:])]
+    ops.WINDOW_ATTENTION_FWD[backend](*arguments).sum().backward()
+    assert [x.grad is not None for x in arguments if isinstance(x, torch.Tensor)] == [True]
 
     arguments = _arguments(make_inputs(CASES[2], torch.float32, device))
     bias = arguments[1].requires_grad_()
