@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from swin_fast.backends.configs import rule
+from swin_fast.backends.configs import Parameters, rule
 
+from . import tune
 from .tune import all_problems, candidates
 
 
@@ -21,6 +27,44 @@ def test_candidates_can_run_and_the_rule_is_the_first(direction: str, N: int) ->
         sizes = (one.rows, one.keys, one.more_keys or 16, one.warps * 16)
         assert all(size >= 16 and size & (size - 1) == 0 for size in sizes)
         assert one.more_keys == 0 or one.keys < N <= one.keys + one.more_keys
+
+
+def test_a_dirty_tree_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SWIN_FAST_COMMIT", "abc")
+    monkeypatch.setenv("SWIN_FAST_DIRTY", "1")
+    monkeypatch.setattr(sys, "argv", ["tune", "--device", "cpu", "--toy"])
+    monkeypatch.setattr(tune, "interpret", lambda: None)
+    with pytest.raises(SystemExit):
+        tune.main()
+    assert "uncommitted changes" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With `--add`, as long as the versions are the same."""
+    monkeypatch.setenv("SWIN_FAST_COMMIT", "abc")
+    monkeypatch.setenv("SWIN_FAST_DIRTY", "0")
+    monkeypatch.setattr(tune, "interpret", lambda: None)
+    measured: list[str] = []
+
+    def tuned(direction: str, row: Any, device: str) -> tuple[Parameters, dict[str, Any]]:
+        measured.append(direction)
+        return rule(direction, row.dtype, row.case.tokens, row.case.head_dim), {"ms": 1.0}
+
+    monkeypatch.setattr(tune, "tuned", tuned)
+    path = tmp_path / "tune.json"
+    arguments = ["tune", "--device", "cpu", "--toy", "--json", str(path), "--add"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert tune.main() == 0
+    assert measured == ["fwd", "bwd"]
+    first = json.loads(path.read_text())
+    assert first["measured"]["fwd-fp16-N16-hd16"]["commit"] == {"id": "abc", "dirty": False}
+    del first["parameters"]["bwd-fp16-N16-hd16"]
+    path.write_text(json.dumps(first))
+    assert tune.main() == 0
+    assert measured == ["fwd", "bwd", "bwd"]
+    path.write_text(json.dumps({**first, "triton": "1.0"}))
+    with pytest.raises(SystemExit):
+        tune.main()
 
 
 def test_what_swin_has_most_comes_first() -> None:

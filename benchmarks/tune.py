@@ -3,19 +3,22 @@
 
 For each direction, dtype, N and hd every candidate is first compared with float64, then timed against the others: CUDA
 events, L2 cache flushed, launches hidden. It writes `swin_fast/backends/configs/<device>.json`, or --json. What is not
-begun after --minutes keeps the rule. On a CPU, for tests, kernels run in Triton's interpreter.
+begun after --minutes keeps the rule. On a GPU all cores fill Triton's cache beforehand, since compiling takes longer
+than measuring. On a CPU, for tests, kernels run in Triton's interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +43,8 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--json", type=Path, help="where to write; default: where the kernels look")
     parser.add_argument("--minutes", type=float, default=6.0, help="no other problem is begun later")
+    parser.add_argument("--add", action="store_true", help="keep what the file or the package has, measure the rest")
+    parser.add_argument("--allow-dirty", action="store_true", help="also of a tree with uncommitted changes")
     parser.add_argument("--toy", action="store_true", help="one small problem: does the tuner itself work?")
     options = parser.parse_args()
     if options.device == "cpu":
@@ -52,20 +57,28 @@ def main() -> int:
 
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device")
+    if commit()["dirty"] and not options.allow_dirty:
+        parser.error("the tree has uncommitted changes, so nobody could repeat this: commit, or pass --allow-dirty")
     device = device_slug(options.device)
     path = options.json or configs.FOLDER / f"{device}.json"
     machine = machine_info(options.device)
-    result: dict[str, Any] = {
-        "device": device,
-        "datetime": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "torch": machine["torch"]["version"],
-        "triton": machine["triton"],
-        "parameters": {},
-        "measured": {},
-    }
+    versions = {"device": device, "torch": machine["torch"]["version"], "triton": machine["triton"]}
+    result: dict[str, Any] = {**versions, "parameters": {}, "measured": {}}
+    kept = path if path.exists() else configs.FOLDER / f"{device}.json"
+    if options.add and kept.exists():
+        earlier = json.loads(kept.read_text())
+        if {name: earlier[name] for name in versions} != versions:
+            parser.error(f"--add: {kept} was measured with other versions than {versions}")
+        result = earlier
+    evidence = {"datetime": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit()}
     deadline = time.monotonic() + 60 * options.minutes
-    problems = list(all_problems(options.toy))
+    problems = [
+        (direction, row)
+        for direction, row in all_problems(options.toy)
+        if configs.key(direction, row.dtype, row.case.tokens, row.case.head_dim) not in result["parameters"]
+    ]
+    if options.device == "cuda":
+        compile_all(problems, deadline)
     for number, (direction, row) in enumerate(problems, 1):
         name = configs.key(direction, row.dtype, row.case.tokens, row.case.head_dim)
         if time.monotonic() > deadline:
@@ -74,7 +87,7 @@ def main() -> int:
         print(f"[{number}/{len(problems)}] {name}:", end=" ", flush=True)
         best, told = tuned(direction, row, options.device)
         result["parameters"][name] = asdict(best)
-        result["measured"][name] = told
+        result["measured"][name] = {**told, **evidence}
         print(f"{best}: {told}", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")  # after each, so that nothing is lost
@@ -102,6 +115,39 @@ def all_problems(toy: bool) -> Iterator[tuple[str, Any]]:
     stages = [Stage(name, *shape) for name, shape in shapes.items()]
     for dtype, stage, direction in itertools.product(("bf16", "fp16", "fp32"), stages, ("fwd", "bwd")):
         yield direction, OpRow(stage, 64, dtype, "fwd+bwd")
+
+
+def compile_all(problems: list[tuple[str, Any]], deadline: float) -> None:
+    """Every candidate is called once, on an image: by as many processes as there are cores."""
+    builds = {}
+    for direction, row in problems:
+        for chosen in candidates(direction, row.dtype, row.case.tokens, row.case.head_dim):
+            alike = replace(chosen, units=1)  # units are told at run time
+            builds[direction, row.id, alike] = (direction, replace(row, batch=1), chosen)
+    print(f"{len(builds)} builds:", end=" ", flush=True)
+    begun = time.monotonic()
+    # Not by fork: CUDA does not come along.
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        results = pool.imap_unordered(compile_one, builds.values())
+        for done in range(len(builds)):
+            try:
+                results.next(timeout=max(0.1, deadline - time.monotonic()))
+            except multiprocessing.TimeoutError:
+                print(f"only {done} in time,", end=" ")
+                break
+    print(f"{time.monotonic() - begun:.0f} s", flush=True)
+
+
+def compile_one(build: tuple[str, Any, Parameters]) -> None:
+    """What does not compile, or does not run, is told when its turn to be measured comes."""
+    import torch
+
+    from .op_contenders import Problem
+
+    direction, row, chosen = build
+    with contextlib.suppress(Exception):
+        call_of(Problem(row, "cuda"), direction, chosen)()
+        torch.cuda.synchronize()
 
 
 def candidates(direction: str, dtype: torch.dtype, N: int, hd: int) -> list[Parameters]:
