@@ -151,7 +151,8 @@ def query_rows_bwd(
             delta = delta * shrunk + tl.sum(p * dp, 1)
             top = higher
         alive = real & (total != 0.0)
-        share = tl.where(alive, 1.0 / total, 0.0)
+        # Rounded: an error here is that of a whole row, and all keys of padding that are alike add it up.
+        share = tl.where(alive, tl.div_rn(1.0, total), 0.0)
         delta = delta * share
         top = finite_top(top)
         dq = tl.zeros((ROWS, D), tl.float32)
