@@ -73,8 +73,8 @@ SWIN_FAST_DEVICE RowSource rows_of_grad_out(const WindowAttentionBwdParams& prob
   return {rows, nullptr, problem.grad_out_stride[1], problem.grad_out_stride[2]};
 }
 
-// Begins to bring the rows of `count` tokens, whose pixels stand at `pixels`, into a tile: the share of one of `threads`
-// threads.
+// Begins to bring the rows of `count` tokens, whose pixels stand at `pixels`, into a tile: what one of `threads` threads
+// does of it.
 template <int kHd>
 SWIN_FAST_DEVICE void fetch_rows(char* tile, const char* pixels, int count, const RowSource& source, bool aligned,
                                  int thread, int threads) {
@@ -263,9 +263,9 @@ SWIN_FAST_DEVICE void put_rows(char* tile, const float (&sums)[2 * RowTile<kHd>:
   sync_warp();
 }
 
-// Leaves 1 / max(|row|, eps) of the first `count` rows of a tile at `inverses`: the share of one warp of `warps`. Rows of
-// dS are multiplied with it and rounded, but float16 does not hold the 1e12 that it may be: there its power of two goes
-// to the row, where it rounds nothing but what is 2^-14 of the row's length, and what is left lies between 1 and 2.
+// Leaves 1 / max(|row|, eps) of the first `count` rows of a tile at `inverses`: what one of `warps` warps does of it. dS
+// is multiplied with it and rounded, but float16 does not hold the 1e12 that it may be: there its power of two goes to
+// the row, where it rounds nothing but what is 2^-14 of the row's length, and what is left lies between 1 and 2.
 template <class T, int kHd>
 SWIN_FAST_DEVICE void prepare_norms(char* tile, char* inverses, int count, int lane, int warp, int warps) {
   using Tile = RowTile<kHd>;

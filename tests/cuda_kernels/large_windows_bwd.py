@@ -4,6 +4,7 @@
 from cuda_kernels.kernel import Bug, Kernel
 
 HEADER = "csrc/cuda/large_windows_bwd.h"
+CUT = "csrc/cuda/large_bwd_cut.h"
 TILES = "csrc/cuda/row_tiles.h"
 
 INSTANCES = "".join(
@@ -61,9 +62,7 @@ BUGS = {
         "rows_of_chunk(chunk), lane, warp, cut.warps);\n    sync_threads();",
         "rows_of_chunk(chunk), lane, warp, cut.warps);",
     ),
-    "no shared memory is too much": Bug(
-        "std::min(2, all)) > shared_memory) {", "std::min(2, all)) > 2 * shared_memory) {"
-    ),
+    "no shared memory is too much": Bug("rows, 2) > shared_memory) {", "rows, 2) > 2 * shared_memory) {"),
     # Owners of queries
     "keys that do not exist take part": Bug("s[j][e] = -INFINITY;", "s[j][e] = 0.0f;"),
     "the sum is not corrected": Bug("            sum[i] *= shrunk;\n", ""),
@@ -101,8 +100,7 @@ BUGS = {
     "a dead query gives keys NaN": Bug("dp[j][e] = alive ? ds : 0.0f;", "dp[j][e] = ds;"),
     "delta of the neighbour": Bug("(odd ? delta.y : delta.x)", "(odd ? delta.x : delta.y)"),
     "the queries are overwritten": Bug(
-        "      sync_threads();  // the chunk may be overwritten\n    }\n    float radial[2];\n    if (kCosine) {\n      k.",
-        "    }\n    float radial[2];\n    if (kCosine) {\n      k.",
+        "lane);\n      }\n      sync_threads();  // the chunk may be overwritten\n", "lane);\n      }\n"
     ),
     "statistics of the first image": Bug(
         "p.statistics + block.statistics_of(window) + chunk", "p.statistics + block.statistics_of(0) + chunk"
