@@ -336,8 +336,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
       scale_rows<kHd>(dq, block.factor);
     }
     RoundedRows<T, kHd>(dq).put(block.own(0), lane);
-    store_rows<kHd>(problem, rows_of_dqkv<kHd>(problem, place.b, 0, block.head), block.own(0), block.pixels(block.row),
-                    lane);
+    store_rows<kHd>(problem, place.b, 0, block.head, block.own(0), block.pixels(block.row), lane);
   }
 
   if (block.bias != nullptr) {
@@ -470,10 +469,8 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
     }
     RoundedRows<T, kHd>(dk).put(block.own(0), lane);
     RoundedRows<T, kHd>(dv).put(block.own(1), lane);
-    store_rows<kHd>(problem, rows_of_dqkv<kHd>(problem, place.b, 1, block.head), block.own(0), block.pixels(block.row),
-                    lane);
-    store_rows<kHd>(problem, rows_of_dqkv<kHd>(problem, place.b, 2, block.head), block.own(1), block.pixels(block.row),
-                    lane);
+    store_rows<kHd>(problem, place.b, 1, block.head, block.own(0), block.pixels(block.row), lane);
+    store_rows<kHd>(problem, place.b, 2, block.head, block.own(1), block.pixels(block.row), lane);
   }
 
   if (problem.pad_value == nullptr) return;

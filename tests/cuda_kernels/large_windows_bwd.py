@@ -27,7 +27,7 @@ BUGS = {
         "(which * problem.nH + head) * problem.hd", "(problem.nH + head) * problem.hd", TILES
     ),
     "grad_out of the first image": Bug("b * problem.grad_out_stride[0]", "0 * problem.grad_out_stride[0]", TILES),
-    "results of padding are stored": Bug("if (pixel.y < 0) return;", "if (pixel.y < -1) return;", TILES),
+    "results of padding are stored": Bug("if (pixel.y < 0) continue;", "if (pixel.y < -1) continue;", TILES),
     "rows are stored before they are put": Bug("      }\n    }\n    sync_warp();\n  }", "      }\n    }\n  }", TILES),
     "weights of the upper rows twice": Bug(
         "pack<T>(weights[0][2], weights[0][3])", "pack<T>(weights[0][0], weights[0][1])", TILES
