@@ -66,7 +66,7 @@ BUGS = {
     ),
 }
 
-#: Nine warps have 168 registers a thread, of which scores take 72. Only sm_90 and sm_100 have the shared memory to run it.
+#: Nine warps have 168 registers a thread, of which scores take 72. Only sm_90 and sm_100 have the shared memory for it.
 KERNEL = Kernel(
     HEADER,
     INSTANCES,
