@@ -66,19 +66,19 @@ SWIN_FAST_DEVICE float bias_of(const WindowAttentionParams& problem, int64_t hea
 // are there at once; whoever reads them waits the same way.
 template <bool kAligned>
 SWIN_FAST_DEVICE void fetch_chunk(char* to, const uint16_t* from, bool valid) {
-  if (kAligned) {
+  if constexpr (kAligned) {
     copy_async_16(to, from, valid);
-    return;
-  }
-  uint32_t pairs[4];
-  for (int i = 0; i < 4; ++i) {
-    pairs[i] = 0;
-    if (valid) {
-      pairs[i] = load_global<uint16_t>(from + 2 * i) | static_cast<uint32_t>(load_global<uint16_t>(from + 2 * i + 1))
-                                                           << 16;
+  } else {
+    uint32_t pairs[4];
+    for (int i = 0; i < 4; ++i) {
+      pairs[i] = 0;
+      if (valid) {
+        pairs[i] = load_global<uint16_t>(from + 2 * i) | static_cast<uint32_t>(load_global<uint16_t>(from + 2 * i + 1))
+                                                             << 16;
+      }
     }
+    store_shared(to, UInt4{pairs[0], pairs[1], pairs[2], pairs[3]});
   }
-  store_shared(to, UInt4{pairs[0], pairs[1], pairs[2], pairs[3]});
 }
 
 // The sum of squares of what the four lanes of a quad hold of a row, as 1 / max(|row|, eps).
