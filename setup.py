@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drives CMake and ninja. What is built is decided here and said in one line.
 
-SWIN_FAST_BUILD=auto  the CPU library where it can be built, else pure Python, and that of CUDA where PyTorch is built for
+SWIN_FAST_BUILD=auto  the CPU library where it can be built, else pure Python, and that of CUDA where PyTorch is one for
                       CUDA and nvcc is found; never fails an install (the default)
                 cpu   the CPU library, or an error
                 cuda  the CPU and CUDA libraries, or an error; any PyTorch will do, and no GPU is needed

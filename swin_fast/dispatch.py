@@ -213,11 +213,12 @@ def _why_not_cuda(problem: Problem) -> list[str]:
         reasons.append("the cuda backend takes GPUs of compute capability 8.0 or later")
     elif facts and not _runs_on(facts, problem.capability):
         built = ", ".join(map(str, facts["architectures"]))
-        reasons.append("this build of the cuda backend is for sm_{}, not for sm_{}{}".format(built, *problem.capability))
-    if problem.dtype == torch.float32:
-        reasons.append("float32 is left to triton: the cuda backend takes float16 and bfloat16")
-    elif problem.dtype not in (torch.float16, torch.bfloat16):
-        reasons.append(f"the cuda backend takes float16 and bfloat16, not {_name(problem.dtype)}")
+        reasons.append(
+            "this build of the cuda backend is for sm_{}, not for sm_{}{}".format(built, *problem.capability)
+        )
+    if facts and _name(problem.dtype) not in facts["dtypes"]:
+        left = "; float32 is left to triton" if problem.dtype == torch.float32 else f", not {_name(problem.dtype)}"
+        reasons.append(f"the cuda backend takes {' and '.join(facts['dtypes'])}{left}")
     if facts:
         lacking = [name for name in ("forward", "backward") if not _has_kernel(facts[name], problem)]
         if lacking:

@@ -34,8 +34,7 @@ Tensor window_attention_fwd(const Tensor& qkv, const std::optional<Tensor>& bias
                             const std::optional<Tensor>& logit_scale, const std::optional<Tensor>& pad_value,
                             std::vector<int64_t> window_size, std::vector<int64_t> shift_size, double scale,
                             std::string pad_order, double mask_value) {
-  Arguments given{"cuda",     qkv,   bias,      logit_scale, pad_value, window_size,
-                  shift_size, scale, pad_order, mask_value};
+  Arguments given{"cuda", qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value};
   return given.forward([&](const WindowAttentionFwdParams& p) {
     run(
         given, [&](int device) { return cuda::window_attention_fwd_scratch(p, device); },
@@ -47,8 +46,7 @@ Gradients window_attention_bwd(const Tensor& grad_out, const Tensor& qkv, const 
                                const std::optional<Tensor>& logit_scale, const std::optional<Tensor>& pad_value,
                                std::vector<int64_t> window_size, std::vector<int64_t> shift_size, double scale,
                                std::string pad_order, double mask_value) {
-  Arguments given{"cuda",     qkv,   bias,      logit_scale, pad_value, window_size,
-                  shift_size, scale, pad_order, mask_value};
+  Arguments given{"cuda", qkv, bias, logit_scale, pad_value, window_size, shift_size, scale, pad_order, mask_value};
   return given.backward(grad_out, [&](const WindowAttentionBwdParams& p) {
     run(
         given, [&](int device) { return cuda::window_attention_bwd_scratch(p, device); },

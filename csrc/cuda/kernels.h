@@ -13,7 +13,7 @@
 
 namespace swin_fast::cuda {
 
-struct Half16;    // element types, as in primitives.h, which host compilers do not read
+struct Half16;  // element types, as in primitives.h, which host compilers do not read
 struct BFloat16;
 
 struct Gpu {

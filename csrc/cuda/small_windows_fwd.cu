@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Launches of small_windows_fwd.h, for the element type SWIN_FAST_ELEMENT.
-#include "small_windows_fwd.h"
-
 #include "launch.h"
+#include "small_windows_fwd.h"
 
 namespace swin_fast::cuda {
 

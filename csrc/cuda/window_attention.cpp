@@ -144,9 +144,9 @@ const char* build_info() {
       }
       return "[" + text + "]";
     };
-    return std::string(R"({"version": ")" SWIN_FAST_STRING(SWIN_FAST_VERSION)
-                           R"(", "compiler": "nvcc )" SWIN_FAST_STRING(SWIN_FAST_NVCC_VERSION)
-                               R"(", "cuda_runtime": ")") +
+    return std::string(
+               R"({"version": ")" SWIN_FAST_STRING(SWIN_FAST_VERSION) R"(", "compiler": "nvcc )" SWIN_FAST_STRING(
+                   SWIN_FAST_NVCC_VERSION) R"(", "cuda_runtime": ")") +
            version_in_words(CUDART_VERSION) +
            R"(", "architectures": [)" SWIN_FAST_STRING(SWIN_FAST_CUDA_REAL) R"(], "ptx": [)" SWIN_FAST_STRING(
                SWIN_FAST_CUDA_VIRTUAL) R"(], "dtypes": ["float16", "bfloat16"], "torch_target": "2.10", "forward": )" +
