@@ -235,11 +235,9 @@ def _runs_on(facts: dict[str, Any], capability: tuple[int, int]) -> bool:
 
 
 def _has_kernel(kernels: list[dict[str, Any]], problem: Problem) -> bool:
-    def holds(limits: list[int], value: int) -> bool:
-        return limits[0] <= value <= limits[1]
-
     return any(
-        holds(kernel["window_area"], problem.window_area) and holds(kernel["head_dim"], problem.head_dim)
+        kernel["window_area"][0] <= problem.window_area <= kernel["window_area"][1]
+        and problem.head_dim in kernel["head_dims"]
         for kernel in kernels
     )
 

@@ -331,8 +331,7 @@ def _text(value: Any) -> str:
 
 def _item(value: Any) -> str:
     if isinstance(value, dict):  # kernels of CUDA
-        (least, most), (first, last) = value["window_area"], value["head_dim"]
-        heads = f"{first}" if first == last else f"{first} to {last}"
+        (least, most), heads = value["window_area"], ", ".join(map(str, value["head_dims"]))
         return f"{value['name']} (N {least} to {most}, hd {heads})"
     return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 

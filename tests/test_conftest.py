@@ -44,7 +44,7 @@ def test_what_cuda_leaves_to_triton_is_skipped_also_where_it_is_required(
     monkeypatch.setattr(conftest, "REQUIRED", ("cuda",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    some = [{"window_area": [1, 64], "head_dim": [32, 32]}]
+    some = [{"window_area": [1, 64], "head_dims": [32]}]
     facts = {"architectures": [90], "ptx": [], "dtypes": ["float16", "bfloat16"], "forward": some, "backward": some}
     monkeypatch.setattr(native, "cuda_build_info", lambda: facts)
     monkeypatch.setattr(native, "cuda_why_not", list)

@@ -27,8 +27,8 @@ CUDA_FACTS = {
     "ptx": [120],
     "dtypes": ["float16", "bfloat16"],
     "cuda_runtime": "13.0",
-    "forward": [{"window_area": [1, 64], "head_dim": [32, 32]}, {"window_area": [65, 1024], "head_dim": [2, 64]}],
-    "backward": [{"window_area": [1, 64], "head_dim": [2, 128]}, {"window_area": [144, 144], "head_dim": [32, 32]}],
+    "forward": [{"window_area": [1, 64], "head_dims": [32]}, {"window_area": [65, 1024], "head_dims": [16, 32, 64]}],
+    "backward": [{"window_area": [1, 64], "head_dims": [30, 32]}, {"window_area": [144, 144], "head_dims": [32]}],
 }
 
 

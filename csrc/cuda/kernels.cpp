@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels.h"
 
+#include <utility>
+
 namespace swin_fast::cuda {
 namespace {
 
 template <template <class> class Kind, class Params>
-Kernels<Params> row(const char* name, Range window_area, Range head_dim) {
+Kernels<Params> row(const char* name, int32_t least_area, int32_t most_area, std::vector<int32_t> head_dims) {
   return {name,
-          window_area,
-          head_dim,
+          least_area,
+          most_area,
+          std::move(head_dims),
           {Kind<Half16>::scratch_bytes, Kind<Half16>::launch},
           {Kind<BFloat16>::scratch_bytes, Kind<BFloat16>::launch}};
 }
@@ -17,7 +20,7 @@ Kernels<Params> row(const char* name, Range window_area, Range head_dim) {
 
 const std::vector<Kernels<WindowAttentionFwdParams>>& forward_kernels() {
   static const std::vector<Kernels<WindowAttentionFwdParams>> rows = {
-      row<SmallWindowsFwd, WindowAttentionFwdParams>("small_windows_fwd", {1, 64}, {32, 32}),
+      row<SmallWindowsFwd, WindowAttentionFwdParams>("small_windows_fwd", 1, 64, {32}),
   };
   return rows;
 }

@@ -6,6 +6,7 @@
 // CMakeLists.txt.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -29,16 +30,18 @@ struct Launches {
   void (*launch)(const Params& problem, const Gpu& gpu, void* scratch);
 };
 
-struct Range {
-  int32_t least, most;
-  bool holds(int32_t value) const { return least <= value && value <= most; }
-};
-
 template <class Params>
 struct Kernels {
   const char* name;
-  Range window_area, head_dim;
+  int32_t least_area, most_area;  // of a window, in tokens
+  std::vector<int32_t> head_dims;
   Launches<Params> half, bfloat16;
+
+  bool take(const Params& p) const {
+    const int32_t area = p.window_area();
+    return least_area <= area && area <= most_area &&
+           std::find(head_dims.begin(), head_dims.end(), p.hd) != head_dims.end();
+  }
 };
 
 // In the order of preference: the first that takes a problem computes it.

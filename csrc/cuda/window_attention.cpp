@@ -55,7 +55,7 @@ Gpu use(int device, void* stream) {
 template <class Params>
 const Launches<Params>& launches(const std::vector<Kernels<Params>>& table, const Params& p, const char* direction) {
   for (const Kernels<Params>& kernels : table) {
-    if (!kernels.window_area.holds(p.window_area()) || !kernels.head_dim.holds(p.hd)) continue;
+    if (!kernels.take(p)) continue;
     if (p.dtype == ScalarType::kFloat16) return kernels.half;
     if (p.dtype == ScalarType::kBFloat16) return kernels.bfloat16;
   }
@@ -135,22 +135,26 @@ int driver_version() {
 
 const char* build_info() {
   static const std::string facts = [] {
-    const auto range = [](Range r) { return "[" + std::to_string(r.least) + ", " + std::to_string(r.most) + "]"; };
-    const auto rows = [&](const auto& table) {
+    const auto rows = [](const auto& table) {
       std::string text;
       for (const auto& kernels : table) {
-        text += std::string(text.empty() ? "" : ", ") + R"({"name": ")" + kernels.name + R"(", "window_area": )" +
-                range(kernels.window_area) + R"(, "head_dim": )" + range(kernels.head_dim) + "}";
+        std::string head_dims;
+        for (const int32_t hd : kernels.head_dims) head_dims += (head_dims.empty() ? "" : ", ") + std::to_string(hd);
+        text += std::string(text.empty() ? "" : ", ") + R"({"name": ")" + kernels.name + R"(", "window_area": [)" +
+                std::to_string(kernels.least_area) + ", " + std::to_string(kernels.most_area) + R"(], "head_dims": [)" +
+                head_dims + "]}";
       }
       return "[" + text + "]";
     };
-    return std::string(
-               R"({"version": ")" SWIN_FAST_STRING(SWIN_FAST_VERSION) R"(", "compiler": "nvcc )" SWIN_FAST_STRING(
-                   SWIN_FAST_NVCC_VERSION) R"(", "cuda_runtime": ")") +
-           version_in_words(CUDART_VERSION) +
-           R"(", "architectures": [)" SWIN_FAST_STRING(SWIN_FAST_CUDA_REAL) R"(], "ptx": [)" SWIN_FAST_STRING(
-               SWIN_FAST_CUDA_VIRTUAL) R"(], "dtypes": ["float16", "bfloat16"], "torch_target": "2.10", "forward": )" +
-           rows(forward_kernels()) + R"(, "backward": )" + rows(backward_kernels()) + "}";
+    // clang-format off
+    return R"({"version": ")" SWIN_FAST_STRING(SWIN_FAST_VERSION)
+           R"(", "compiler": "nvcc )" SWIN_FAST_STRING(SWIN_FAST_NVCC_VERSION)
+           R"(", "architectures": [)" SWIN_FAST_STRING(SWIN_FAST_CUDA_REAL)
+           R"(], "ptx": [)" SWIN_FAST_STRING(SWIN_FAST_CUDA_VIRTUAL)
+           R"(], "dtypes": ["float16", "bfloat16"], "torch_target": "2.10", "cuda_runtime": ")" +
+           version_in_words(CUDART_VERSION) + R"(", "forward": )" + rows(forward_kernels()) +
+           R"(, "backward": )" + rows(backward_kernels()) + "}";
+    // clang-format on
   }();
   return facts.c_str();
 }

@@ -134,6 +134,6 @@ def cuda_why_not() -> list[str]:
 def cuda_build_info() -> dict[str, Any]:
     """Build facts of the CUDA library: version, compiler, architectures, kernels and what they take. Empty without it.
 
-    `forward` and `backward` list kernels with their ranges of `window_area` and (even) `head_dim`, first and last.
+    `forward` and `backward` list kernels with their range of `window_area`, first and last, and their `head_dims`.
     """
     return dict(_cuda().build_info)
