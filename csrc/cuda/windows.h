@@ -36,6 +36,15 @@ struct Windows {
     return {b, along_y, in_image - along_y * static_cast<int32_t>(x.num_windows)};
   }
 
+  // The window behind, without a division.
+  SWIN_FAST_DEVICE void advance(Place* at) const {
+    if (++at->x < static_cast<int32_t>(x.num_windows)) return;
+    at->x = 0;
+    if (++at->y < static_cast<int32_t>(y.num_windows)) return;
+    at->y = 0;
+    ++at->b;
+  }
+
   SWIN_FAST_DEVICE bool has_border(const Place& at) const { return y.has_border(at.y) || x.has_border(at.x); }
 
   // The pixel of the token in a row and column of a window, or false where it is padding.
@@ -80,6 +89,18 @@ SWIN_FAST_DEVICE void fetch_chunk(char* to, const uint16_t* from, bool valid) {
   }
   store_shared(to, UInt4{pairs[0], pairs[1], pairs[2], pairs[3]});
 }
+
+SWIN_FAST_DEVICE float with_bits(float value, uint32_t kept, uint32_t set) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  bits = (bits & kept) | set;
+  __builtin_memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+
+// A positive number as power * fraction, where 1 <= fraction < 2.
+SWIN_FAST_DEVICE float power_of(float value) { return with_bits(value, 0x7f800000u, 0); }
+SWIN_FAST_DEVICE float fraction_of(float value) { return with_bits(value, 0x007fffffu, 0x3f800000u); }
 
 // The sum of squares of what the four lanes of a quad hold of a row, as 1 / max(|row|, eps).
 SWIN_FAST_DEVICE float inverse_norm(float squares) {
