@@ -29,27 +29,26 @@ struct SmallSizes {
 
 // The rows of a head in one image, at the chunk of this lane.
 struct QkvRows {
-  const uint16_t *rows[3], *padding[3];
-  bool has_padding;
+  const uint16_t *q, *padding;
+  int64_t stride;  // from q to k, and to v
+  int32_t padding_stride;
 
   SWIN_FAST_DEVICE QkvRows(const WindowAttentionParams& problem, int64_t b, int head, int chunk)
-      : has_padding(problem.pad_value != nullptr) {
-    SWIN_FAST_UNROLL
-    for (int which = 0; which < 3; ++which) {
-      rows[which] = static_cast<const uint16_t*>(problem.qkv) + b * problem.qkv_stride[0] +
-                    which * problem.qkv_stride[3] + head * problem.qkv_stride[4] + chunk * 8;
-      padding[which] =
-          static_cast<const uint16_t*>(problem.pad_value) + (which * problem.nH + head) * kHeadDim + chunk * 8;
-    }
+      : q(static_cast<const uint16_t*>(problem.qkv) + b * problem.qkv_stride[0] + head * problem.qkv_stride[4] +
+          chunk * 8),
+        padding(static_cast<const uint16_t*>(problem.pad_value)),
+        stride(problem.qkv_stride[3]),
+        padding_stride(problem.nH * kHeadDim) {
+    if (padding != nullptr) padding += head * kHeadDim + chunk * 8;
   }
 
   // Begins to bring a chunk of q, k or v of a token to shared memory; `offset` is that of its pixel. Padding takes its
   // row of pad_value; a padded query is zero.
   template <bool kAligned>
   SWIN_FAST_DEVICE void fetch(int which, char* to, bool real, int64_t offset) const {
-    const bool valid = real || (which > 0 && has_padding);
-    const uint16_t* const from = real ? rows[which] + offset : valid ? padding[which] : rows[which];
-    fetch_chunk<kAligned>(to, from, valid);
+    const bool valid = real || (which > 0 && padding != nullptr);
+    const uint16_t* const from = real || !valid ? q + which * stride : padding + which * padding_stride;
+    fetch_chunk<kAligned>(to, real ? from + offset : from, valid);
   }
 };
 

@@ -17,7 +17,9 @@ struct SmallBwdParams {
   Windows all;
   int32_t stride_y, stride_x;            // of qkv
   int32_t grad_stride_y, grad_stride_x;  // of grad_out
-  Parts parts;                           // how many owners a head has, and where they leave their sums
+  int32_t row_bytes;                     // of dqkv: of q, k and v of all heads of a pixel
+  int64_t image_bytes;
+  Parts parts;  // how many owners a head has, and where they leave their sums
 };
 
 // The four warps of a block have 16 queries each, and then the 16 keys of the same tokens.
@@ -31,13 +33,14 @@ struct SmallBwdSizes : SmallSizes<kWindow> {
   static constexpr int kSetBytes = 4 * kTileBytes;   // of one window
   static constexpr int kScoreRowBytes = 128;         // 64 keys of a query
   static constexpr int kScoreBytes = 64 * kScoreRowBytes;
-  static constexpr int kRows = 0;                                    // two sets
-  static constexpr int kProbabilities = kRows + 2 * kSetBytes;       // P, and behind it dS
-  static constexpr int kResults = kProbabilities + 2 * kScoreBytes;  // two times 16 rows of each warp
-  static constexpr int kInverses =
-      kResults + kSmallBwdWarps * 2 * 16 * kRowBytes;       // of two windows, q and k: 1 / |row|
-  static constexpr int kSums = kInverses + 2 * 2 * 64 * 4;  // dk and dv of padding, of each warp
-  static constexpr int kBias = kSums + kSmallBwdWarps * 2 * kHeadDim * 4;
+  static constexpr int kRows = 0;                             // two sets
+  static constexpr int kScores = kRows + 2 * kSetBytes;       // two times: P and dS, or dS and P
+  static constexpr int kResults = kScores + 2 * kScoreBytes;  // of each warp two times
+  static constexpr int kResultBytes = 16 * kRowBytes;
+  static constexpr int kZeros = kResults + kSmallBwdWarps * 2 * kResultBytes;  // a row of scores that do not exist
+  static constexpr int kSums = kZeros + kScoreRowBytes;                        // dk and dv of padding, of each warp
+  static constexpr int kInverses = kSums + kSmallBwdWarps * 2 * kHeadDim * 4;  // of two windows, q and k: 1 / |row|
+  static constexpr int kBias = kInverses + 2 * 2 * 64 * 4;
   static constexpr size_t kBytes = kBias + size_t{4} * SmallSizes<kWindow>::kBiasFloats;
 };
 
@@ -55,6 +58,8 @@ SmallBwdParams cut_small_bwd(const WindowAttentionBwdParams& problem, int multip
                    static_cast<int32_t>(problem.qkv_stride[2]),
                    static_cast<int32_t>(problem.grad_out_stride[1]),
                    static_cast<int32_t>(problem.grad_out_stride[2]),
+                   3 * problem.nH * kRowBytes,
+                   problem.H * problem.W * 3 * problem.nH * kRowBytes,
                    {}};
   // As many blocks as run at the same time: registers allow three on a multiprocessor.
   const size_t beside = std::clamp(shared_memory / SmallBwdSizes<kWindow>::kBytes, size_t{1}, size_t{3});
@@ -63,16 +68,91 @@ SmallBwdParams cut_small_bwd(const WindowAttentionBwdParams& problem, int multip
   return p;
 }
 
-// What a warp knows of its place, and the steps of its work.
+constexpr int kPadding = -1;  // in place of the pixel of a token
+
+// Brings the rows of the warp's tokens to shared memory, four lanes a row: those of two tokens to a lane.
+template <class T, int kWindow, bool kAligned>
+struct SmallBwdFetch {
+  using Sizes = SmallBwdSizes<kWindow>;
+  const SmallBwdParams& p;
+  QkvRows rows;              // of an image
+  const uint16_t* grad_out;  // of the image, at the chunk of this lane
+  int row[2], column[2];     // of the tokens, in the window
+  bool exists[2];
+  int to;  // of the first token, in a set of rows
+
+  SWIN_FAST_DEVICE SmallBwdFetch(const SmallBwdParams& params, int64_t b, int lane, int first, int head, int tokens,
+                                 int columns)
+      : p(params),
+        rows(params.problem, b, head, lane & 3),
+        grad_out(static_cast<const uint16_t*>(params.problem.grad_out) + b * params.problem.grad_out_stride[0] +
+                 head * kHeadDim + (lane & 3) * 8),
+        to(first * kRowBytes + swizzled(first, lane & 3)) {
+    SWIN_FAST_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int token = first + half * 8;
+      exists[half] = token < tokens;
+      row[half] = token / columns;
+      column[half] = token - row[half] * columns;
+    }
+  }
+
+  SWIN_FAST_DEVICE void next_image() {
+    rows.q += p.problem.qkv_stride[0];
+    grad_out += p.problem.grad_out_stride[0];
+  }
+
+  // Begins to bring one window of the image, and gives the pixels of the tokens, and whether the window has a border.
+  SWIN_FAST_DEVICE bool operator()(const Windows::Place& window, char* set, int (&pixels)[2]) const {
+    const auto W = static_cast<int32_t>(p.problem.W);
+    const auto bring = [&](int half, int y, int x, bool real) {
+      char* const at = set + to + half * 8 * kRowBytes;
+      const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
+      SWIN_FAST_UNROLL
+      for (int which = 0; which < 3; ++which) {
+        rows.template fetch<kAligned>(which, at + which * Sizes::kTileBytes, real, offset);
+      }
+      const int64_t grad_offset = int64_t{y} * p.grad_stride_y + int64_t{x} * p.grad_stride_x;
+      fetch_chunk<kAligned>(at + 3 * Sizes::kTileBytes, real ? grad_out + grad_offset : grad_out, real);
+    };
+    const bool whole = p.all.is_whole(window);
+    if (whole) {  // it has no border, then
+      const int y = window.y * p.all.y.window + static_cast<int32_t>(p.all.y.roll);
+      const int x = window.x * p.all.x.window + static_cast<int32_t>(p.all.x.roll);
+      SWIN_FAST_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        pixels[half] = (y + row[half]) * W + x + column[half];
+        if (exists[half]) bring(half, y + row[half], x + column[half], true);
+      }
+    } else {
+      SWIN_FAST_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        int y, x;
+        const bool real = p.all.pixel(window, row[half], column[half], &y, &x);
+        pixels[half] = real ? y * W + x : kPadding;
+        if (exists[half]) bring(half, y, x, real);
+      }
+    }
+    copy_async_commit();
+    return !whole && p.all.has_border(window);
+  }
+};
+
+// What a warp knows of its place, and the steps of its work. Rows are those of one window in shared memory: of q, k, v
+// and grad_out, a tile each.
 template <class T, int kWindow, bool kCosine>
 struct SmallBwdWarp {
   using Sizes = SmallBwdSizes<kWindow>;
-  static constexpr int kPadding = -1, kNone = -2;  // in place of the pixel of a token
-
   const SmallBwdParams& p;
   const WindowAttentionBwdParams& problem;
   int lane, warp, head, tokens, columns;
   char* const memory = shared_memory();
+  // Where the lane reads first, in the set of rows in work: 16 rows by the first or the last 16 columns, and 8 rows by
+  // all 32. They change from window to window, or the compiler would rather compute them anew each time.
+  int square[2], strip;
+  // Where it leaves pairs of scores and of results: 16 * j further, by exclusive or, is its next tile of columns. And
+  // where it reads 16 rows of scores by the warp's 16 keys, and its results.
+  int own_scores, own_results, square_of_scores, chunk_of_results;
 
   SWIN_FAST_DEVICE explicit SmallBwdWarp(const SmallBwdParams& params)
       : p(params),
@@ -81,66 +161,47 @@ struct SmallBwdWarp {
         warp(threadIdx.x >> 5),
         head(blockIdx.x % params.problem.nH),
         tokens(kWindow == 0 ? params.problem.window_area() : Sizes::kTokens),
-        columns(kWindow == 0 ? params.problem.window_size[1] : kWindow) {}
+        columns(kWindow == 0 ? params.problem.window_size[1] : kWindow) {
+    square[0] = (lane & 15) * kRowBytes + swizzled(lane & 15, lane >> 4);
+    square[1] = square[0] ^ 32;
+    strip = (lane & 7) * kRowBytes + swizzled(lane & 7, lane >> 3);
+    own_scores = Sizes::kScores + token(0) * Sizes::kScoreRowBytes + quad() * 16 + pair() * 2;
+    own_results = Sizes::kResults + warp * 2 * Sizes::kResultBytes + quad() * kRowBytes;
+    chunk_of_results = own_results + swizzled(quad(), lane & 3);
+    own_results += swizzled(quad(), 0) + pair() * 2;
+    const int row = (lane & 7) + (lane >> 4) * 8, chunk = 2 * warp + ((lane >> 3) & 1);
+    square_of_scores = Sizes::kScores + row * Sizes::kScoreRowBytes + ((chunk ^ row) & 7) * 16;
+  }
+
+  // On to the other set of rows, and of scores and results.
+  SWIN_FAST_DEVICE void turn() {
+    square[0] ^= Sizes::kSetBytes;
+    square[1] ^= Sizes::kSetBytes;
+    strip ^= Sizes::kSetBytes;
+    own_scores ^= Sizes::kScoreBytes;
+    square_of_scores ^= Sizes::kScoreBytes;
+    own_results ^= Sizes::kResultBytes;
+    chunk_of_results ^= Sizes::kResultBytes;
+  }
 
   SWIN_FAST_DEVICE int quad() const { return lane >> 2; }
   SWIN_FAST_DEVICE int pair() const { return (lane & 3) * 2; }
   // The token of row quad() or quad() + 8 of the warp's tile.
   SWIN_FAST_DEVICE int token(int half) const { return warp * 16 + half * 8 + quad(); }
-
-  SWIN_FAST_DEVICE char* rows(int set, int tensor) const {
-    return memory + Sizes::kRows + set * Sizes::kSetBytes + tensor * Sizes::kTileBytes;
-  }
-  SWIN_FAST_DEVICE char* results(int which) const {
-    return memory + Sizes::kResults + (2 * warp + which) * 16 * kRowBytes;
-  }
-  SWIN_FAST_DEVICE char* inverses(int set, int tensor) const {
-    return memory + Sizes::kInverses + set * 512 + tensor * 256;
+  SWIN_FAST_DEVICE char* set(int number) const { return memory + Sizes::kRows + number * Sizes::kSetBytes; }
+  SWIN_FAST_DEVICE char* inverses(int number, int tensor) const {
+    return memory + Sizes::kInverses + number * 512 + tensor * 256;
   }
   SWIN_FAST_DEVICE char* sums() const { return memory + Sizes::kSums + warp * 2 * kHeadDim * 4; }
-
-  // Where a lane begins to read: 16 rows by 16 columns, `half` of a row of 32; or 8 rows by 32 columns.
-  SWIN_FAST_DEVICE int square(int half) const {
-    return (lane & 15) * kRowBytes + swizzled(lane & 15, half * 2 + (lane >> 4));
-  }
-  SWIN_FAST_DEVICE int strip() const { return (lane & 7) * kRowBytes + swizzled(lane & 7, lane >> 3); }
-
-  // The rows of the warp's tokens on their way into shared memory, four lanes a row, and the pixels of the tokens.
-  template <bool kAligned>
-  SWIN_FAST_DEVICE void fetch(const Windows::Place& window, int set, int (&pixels)[2]) const {
-    const int chunk = lane & 3;
-    const QkvRows source(problem, window.b, head, chunk);
-    const uint16_t* const grad_out = static_cast<const uint16_t*>(problem.grad_out) +
-                                     window.b * problem.grad_out_stride[0] + head * kHeadDim + chunk * 8;
-    SWIN_FAST_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int own = token(half);
-      pixels[half] = kNone;
-      if (own >= tokens) continue;
-      const int row = own / columns;
-      int y, x;
-      const bool real = p.all.pixel(window, row, own - row * columns, &y, &x);
-      pixels[half] = real ? y * static_cast<int32_t>(problem.W) + x : kPadding;
-      const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
-      char* const to = rows(set, 0) + own * kRowBytes + swizzled(own, chunk);
-      SWIN_FAST_UNROLL
-      for (int which = 0; which < 3; ++which) {
-        source.fetch<kAligned>(which, to + which * Sizes::kTileBytes, real, offset);
-      }
-      const int64_t grad_offset = int64_t{y} * p.grad_stride_y + int64_t{x} * p.grad_stride_x;
-      fetch_chunk<kAligned>(to + 3 * Sizes::kTileBytes, real ? grad_out + grad_offset : grad_out, real);
-    }
-    copy_async_commit();
-  }
 
   // Cosine attention: 1 / |row| of the rows of q and k that this lane has fetched a chunk of. 1 / |row| may be 1e12,
   // which float16 does not hold: there its power of two goes to the row, where it rounds nothing that matters, and what
   // is left of it, between 1 and 2, to the gradients of scores. bfloat16 takes it there whole.
-  SWIN_FAST_DEVICE void normalise(int set) const {
+  SWIN_FAST_DEVICE void normalise(int number) const {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int own = token(i & 1), tensor = i >> 1;
-      char* const chunk = rows(set, tensor) + own * kRowBytes + swizzled(own, lane & 3);
+      char* const chunk = set(number) + tensor * Sizes::kTileBytes + own * kRowBytes + swizzled(own, lane & 3);
       UInt4 eight = {0, 0, 0, 0};
       if (own < tokens) eight = load_shared<UInt4>(chunk);
       uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
@@ -155,25 +216,30 @@ struct SmallBwdWarp {
         }
         store_shared(chunk, UInt4{pairs[0], pairs[1], pairs[2], pairs[3]});
       }
-      if ((lane & 3) == 0) store_shared(inverses(set, tensor) + own * 4, inverse);
+      if ((lane & 3) == 0) store_shared(inverses(number, tensor) + own * 4, inverse);
     }
   }
 
   // What is left of 1 / |row| for a row in shared memory.
   SWIN_FAST_DEVICE static float left_of(float inverse) { return is_half<T> ? fraction_of(inverse) : inverse; }
-  SWIN_FAST_DEVICE float inverse_of(int set, int tensor, int half) const {
-    return load_shared<float>(inverses(set, tensor) + token(half) * 4);
+  SWIN_FAST_DEVICE float inverse_of(int number, int tensor, int half) const {
+    return load_shared<float>(inverses(number, tensor) + token(half) * 4);
   }
 
-  // d = rows of the warp's tile @ all keys^T.
-  SWIN_FAST_DEVICE void times_keys(const char* tile, const char* keys, float (&d)[Sizes::kKeyTiles][4]) const {
+  // The warp's own rows of a tile: of q, k, v or grad_out, as they are numbered.
+  SWIN_FAST_DEVICE void own_rows(int tile, uint32_t (&a)[2][4]) const {
+    ldmatrix_x4(a[0], memory + square[0] + tile * Sizes::kTileBytes + warp * 16 * kRowBytes);
+    ldmatrix_x4(a[1], memory + square[1] + tile * Sizes::kTileBytes + warp * 16 * kRowBytes);
+  }
+
+  // d = the warp's own rows of a tile @ all rows of another, which are keys, transposed.
+  SWIN_FAST_DEVICE void times_keys(int tile, int keys, float (&d)[Sizes::kKeyTiles][4]) const {
     uint32_t a[2][4];
-    ldmatrix_x4(a[0], tile + warp * 16 * kRowBytes + square(0));
-    ldmatrix_x4(a[1], tile + warp * 16 * kRowBytes + square(1));
+    own_rows(tile, a);
     SWIN_FAST_UNROLL
     for (int j = 0; j < Sizes::kKeyTiles; ++j) {
       uint32_t b[4];
-      ldmatrix_x4(b, keys + j * 8 * kRowBytes + strip());
+      ldmatrix_x4(b, memory + strip + keys * Sizes::kTileBytes + j * 8 * kRowBytes);
       d[j][0] = d[j][1] = d[j][2] = d[j][3] = 0.0f;
       mma_m16n8k16<T>(d[j], a[0], b[0], b[1]);
       mma_m16n8k16<T>(d[j], a[1], b[2], b[3]);
@@ -182,7 +248,7 @@ struct SmallBwdWarp {
 
   // d = the sum over all tokens of left(token) @ its row, where left(step, a) gives the fragment of 16 of them.
   template <class Left>
-  SWIN_FAST_DEVICE void sum_rows(const Left& left, const char* tile, float (&d)[4][4]) const {
+  SWIN_FAST_DEVICE void sum_rows(const Left& left, int tile, float (&d)[4][4]) const {
     SWIN_FAST_UNROLL
     for (int c = 0; c < 4; ++c) d[c][0] = d[c][1] = d[c][2] = d[c][3] = 0.0f;
     SWIN_FAST_UNROLL
@@ -192,7 +258,7 @@ struct SmallBwdWarp {
       SWIN_FAST_UNROLL
       for (int half = 0; half < 2; ++half) {
         uint32_t b[4];
-        ldmatrix_x4_trans(b, tile + step * 16 * kRowBytes + square(half));
+        ldmatrix_x4_trans(b, memory + square[half] + tile * Sizes::kTileBytes + step * 16 * kRowBytes);
         mma_m16n8k16<T>(d[2 * half], a, b[0], b[1]);
         mma_m16n8k16<T>(d[2 * half + 1], a, b[2], b[3]);
       }
@@ -200,13 +266,13 @@ struct SmallBwdWarp {
   }
 
   // The probabilities of the warp's queries; true where a row of scores is wholly -inf.
-  SWIN_FAST_DEVICE void probabilities(int set, const Windows::Place& window, float factor,
+  SWIN_FAST_DEVICE void probabilities(int number, const Windows::Place& window, bool border, float factor,
                                       float (&s)[Sizes::kKeyTiles][4], bool (&dead)[2]) const {
-    times_keys(rows(set, 0), rows(set, 1), s);
+    times_keys(0, 1, s);
     float of_row[2] = {factor, factor};
     if (kCosine) {
-      of_row[0] *= left_of(inverse_of(set, 0, 0));
-      of_row[1] *= left_of(inverse_of(set, 0, 1));
+      of_row[0] *= left_of(inverse_of(number, 0, 0));
+      of_row[1] *= left_of(inverse_of(number, 0, 1));
     }
     const char* const bias = memory + Sizes::kBias + warp * Sizes::kKeyTiles * 512 + lane * 16;
     SWIN_FAST_UNROLL
@@ -214,14 +280,14 @@ struct SmallBwdWarp {
       const auto own = load_shared<Float4>(bias + j * 512);
       const float added[4] = {own.x, own.y, own.z, own.w};
       if (kCosine) {
-        const auto of_key = load_shared<Float2>(inverses(set, 1) + (j * 8 + pair()) * 4);
+        const auto of_key = load_shared<Float2>(inverses(number, 1) + (j * 8 + pair()) * 4);
         SWIN_FAST_UNROLL
         for (int e = 0; e < 4; ++e) s[j][e] *= left_of(e & 1 ? of_key.y : of_key.x);
       }
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
     }
-    if (p.all.has_border(window)) {
+    if (border) {
       const auto region = [&](int of) {
         const int row = of / columns;
         return p.all.region(window, row, of - row * columns);
@@ -276,9 +342,9 @@ struct SmallBwdWarp {
   }
 
   // dS = P (dP - delta), where delta is the sum of P dP over the row.
-  SWIN_FAST_DEVICE void score_gradients(int set, const float (&s)[Sizes::kKeyTiles][4], const bool (&dead)[2],
+  SWIN_FAST_DEVICE void score_gradients(const float (&s)[Sizes::kKeyTiles][4], const bool (&dead)[2],
                                         float (&d)[Sizes::kKeyTiles][4]) const {
-    times_keys(rows(set, 3), rows(set, 2), d);
+    times_keys(3, 2, d);
     if (any_lane(dead[0] || dead[1])) {  // no gradient, even where v is not finite
       SWIN_FAST_UNROLL
       for (int j = 0; j < Sizes::kKeyTiles; ++j) {
@@ -304,40 +370,37 @@ struct SmallBwdWarp {
     }
   }
 
-  // Rows of scores that other warps sum over, at [query][key]. Those of queries that do not exist stay zeros.
-  SWIN_FAST_DEVICE char* scores(int which) const { return memory + Sizes::kProbabilities + which * Sizes::kScoreBytes; }
+  // Rows of scores that other warps sum over, at [query][key].
   SWIN_FAST_DEVICE void leave_scores(int which, const float (&s)[Sizes::kKeyTiles][4], const float (&of_row)[2]) const {
-    char* const to = scores(which) + token(0) * Sizes::kScoreRowBytes + pair() * 2;
     SWIN_FAST_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      if (token(i) >= tokens) continue;
+    for (int j = 0; j < Sizes::kKeyTiles; ++j) {
+      char* const to = memory + (own_scores ^ (16 * j) ^ (which * Sizes::kScoreBytes));
       SWIN_FAST_UNROLL
-      for (int j = 0; j < Sizes::kKeyTiles; ++j) {
-        store_shared(to + i * 8 * Sizes::kScoreRowBytes + (j ^ quad()) * 16,
-                     pack<T>(s[j][2 * i] * of_row[i], s[j][2 * i + 1] * of_row[i]));
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t two = pack<T>(s[j][2 * i] * of_row[i], s[j][2 * i + 1] * of_row[i]);
+        store_shared(to + i * 8 * Sizes::kScoreRowBytes, two);
       }
     }
   }
-  // The fragment of 16 queries from there, transposed: of the warp's 16 keys.
+  // The fragment of 16 queries from there, transposed: of the warp's 16 keys. Queries that do not exist are zeros.
   SWIN_FAST_DEVICE void take_scores(int which, int step, uint32_t (&a)[4]) const {
-    const int row = (lane & 7) + (lane >> 4) * 8, chunk = 2 * warp + ((lane >> 3) & 1);
-    ldmatrix_x4_trans(a, scores(which) + (step * 16 + row) * Sizes::kScoreRowBytes + ((chunk ^ row) & 7) * 16);
+    const bool exist = step * 16 + (lane & 7) + (lane >> 4) * 8 < tokens;
+    const int at = (square_of_scores ^ (which * Sizes::kScoreBytes)) + step * 16 * Sizes::kScoreRowBytes;
+    ldmatrix_x4_trans(a, memory + (exist ? at : Sizes::kZeros + (at & (Sizes::kScoreRowBytes - 1))));
   }
 
   // From the sum of products with the other side of q.k, to the gradient of the rows of q or k: times the factor, or
   // with cosine attention without the part along the row, as the unit row u = x / |x| has du = (dx - u (u.dx)) / |x|,
   // unless |x| was clamped. `radial` is u.d of the warp's rows, the gradient of the factor.
-  SWIN_FAST_DEVICE void row_gradients(int set, int tensor, float factor, float (&d)[4][4], float (&radial)[2]) const {
+  SWIN_FAST_DEVICE void row_gradients(int number, int tensor, float factor, float (&d)[4][4],
+                                      float (&radial)[2]) const {
     uint32_t x[2][4];
-    if (kCosine) {
-      ldmatrix_x4(x[0], rows(set, tensor) + warp * 16 * kRowBytes + square(0));
-      ldmatrix_x4(x[1], rows(set, tensor) + warp * 16 * kRowBytes + square(1));
-    }
+    if (kCosine) own_rows(tensor, x);
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
       float of_row = factor, kept = 0.0f;
       if (kCosine) {
-        const float inverse = inverse_of(set, tensor, i);
+        const float inverse = inverse_of(number, tensor, i);
         float dot = 0.0f;
         SWIN_FAST_UNROLL
         for (int c = 0; c < 4; ++c) {
@@ -365,24 +428,24 @@ struct SmallBwdWarp {
 
   // The gradients of the warp's rows, rounded, in shared memory; and from there to their pixels, 16 bytes a lane.
   SWIN_FAST_DEVICE void leave_result(int which, const float (&d)[4][4]) const {
-    char* const to = results(which) + quad() * kRowBytes + pair() * 2;
     SWIN_FAST_UNROLL
     for (int c = 0; c < 4; ++c) {
-      store_shared(to + swizzled(quad(), c), pack<T>(d[c][0], d[c][1]));
-      store_shared(to + swizzled(quad(), c) + 8 * kRowBytes, pack<T>(d[c][2], d[c][3]));
+      char* const to = memory + (own_results ^ (16 * c) ^ (which * Sizes::kResultBytes));
+      store_shared(to, pack<T>(d[c][0], d[c][1]));
+      store_shared(to + 8 * kRowBytes, pack<T>(d[c][2], d[c][3]));
     }
   }
-  SWIN_FAST_DEVICE void store_result(int which, int tensor, int64_t b, const int (&pixels)[2]) const {
-    const int32_t C = problem.nH * kHeadDim;
-    auto* const to = static_cast<uint16_t*>(problem.dqkv) + b * problem.H * problem.W * 3 * C + tensor * C +
-                     head * kHeadDim + (lane & 3) * 8;
+  SWIN_FAST_DEVICE void store_result(int which, char* const (&to)[2], const int (&pixels)[2]) const {
+    const char* const from = memory + (chunk_of_results ^ (which * Sizes::kResultBytes));
     SWIN_FAST_UNROLL
     for (int half = 0; half < 2; ++half) {
-      if (pixels[half] < 0) continue;
-      const auto eight =
-          load_shared<UInt4>(results(which) + (half * 8 + quad()) * kRowBytes + swizzled(quad(), lane & 3));
-      store_global(to + int64_t{pixels[half]} * (3 * C), eight);
+      if (token(half) >= tokens || pixels[half] == kPadding) continue;
+      store_global(to[half], load_shared<UInt4>(from + half * 8 * kRowBytes));
     }
+  }
+
+  SWIN_FAST_DEVICE bool is_padding(int half, const int (&pixels)[2]) const {
+    return token(half) < tokens && pixels[half] == kPadding;
   }
 
   // Adds the gradients of tokens that are padding to the warp's sums, of k (0) or v (1). A lane meets its own again.
@@ -391,7 +454,8 @@ struct SmallBwdWarp {
     for (int c = 0; c < 4; ++c) {
       SWIN_FAST_UNROLL
       for (int e = 0; e < 2; ++e) {
-        float sum = (pixels[0] == kPadding ? d[c][e] : 0.0f) + (pixels[1] == kPadding ? d[c][e + 2] : 0.0f);
+        float sum = is_padding(0, pixels) ? d[c][e] : 0.0f;
+        sum += is_padding(1, pixels) ? d[c][e + 2] : 0.0f;
         sum += shuffle_xor(sum, 4);
         sum += shuffle_xor(sum, 8);
         sum += shuffle_xor(sum, 16);
@@ -417,25 +481,19 @@ template <class T, int kWindow, bool kCosine, bool kAligned>
 __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const SmallBwdParams p) {
   using Sizes = SmallBwdSizes<kWindow>;
   const WindowAttentionBwdParams& problem = p.problem;
-  const SmallBwdWarp<T, kWindow, kCosine> self(p);
+  SmallBwdWarp<T, kWindow, kCosine> self(p);
   const int owner = blockIdx.x / problem.nH;
   const int64_t first = owner * p.all.of_all / p.parts.owners;
-  int64_t left = (owner + 1) * p.all.of_all / p.parts.owners - first;
+  auto left = static_cast<int32_t>((owner + 1) * p.all.of_all / p.parts.owners - first);
   Windows::Place next = p.all.place(first);
+  SmallBwdFetch<T, kWindow, kAligned> fetch(p, next.b, self.lane, self.token(0), self.head, self.tokens, self.columns);
   int pixels[2], next_pixels[2];
-  self.template fetch<kAligned>(next, 0, next_pixels);
+  bool next_border = fetch(next, self.set(0), next_pixels);
 
-  const auto clear = [&](int begin, int end) {
-    for (int at = begin + 4 * threadIdx.x; at < end; at += 4 * kSmallBwdThreads) {
-      store_shared(self.memory + at, uint32_t{0});
-    }
-  };
-  for (int tile = 0; tile < 8; ++tile) {
-    clear(Sizes::kRows + tile * Sizes::kTileBytes + self.tokens * kRowBytes,
-          Sizes::kRows + (tile + 1) * Sizes::kTileBytes);
+  for (int at = 16 * threadIdx.x; at < Sizes::kInverses; at += 16 * kSmallBwdThreads) {
+    if (at < 2 * Sizes::kSetBytes && at / kRowBytes % 64 < self.tokens) continue;
+    store_shared(self.memory + at, UInt4{0, 0, 0, 0});
   }
-  clear(Sizes::kProbabilities, Sizes::kResults);
-  clear(Sizes::kSums, Sizes::kBias);
   load_bias_fragments<kWindow>(problem, self.head, 1, self.memory + Sizes::kBias);
 
   const float factor = kCosine ? load_global<float>(problem.logit_scale + self.head) : problem.scale;
@@ -443,24 +501,31 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
   const float ones[2] = {1.0f, 1.0f};
   float dbias[Sizes::kKeyTiles][4] = {};
   float dlogit_scale = 0.0f;
-  for (int set = 0; left > 0; --left, set ^= 1) {
+  char* image =
+      static_cast<char*>(problem.dqkv) + next.b * p.image_bytes + self.head * kRowBytes + (self.lane & 3) * 16;
+  bool next_image = false;
+  for (int number = 0; left > 0; --left, number ^= 1, self.turn()) {
     const Windows::Place window = next;
+    const bool border = next_border;
     pixels[0] = next_pixels[0];
     pixels[1] = next_pixels[1];
     copy_async_wait<0>();
-    if (kCosine) self.normalise(set);
+    if (kCosine) self.normalise(number);
     sync_threads();  // this window's rows are there, and nobody needs the last one's rows and scores any more
+    if (next_image) image += p.image_bytes;
     if (left > 1) {
-      p.all.advance(&next);
-      self.template fetch<kAligned>(next, set ^ 1, next_pixels);
+      next_image = p.all.advance(&next);
+      if (next_image) fetch.next_image();
+      next_border = fetch(next, self.set(number ^ 1), next_pixels);
     }
+    char* to[2] = {image + int64_t{pixels[0]} * p.row_bytes, image + int64_t{pixels[1]} * p.row_bytes};
     float radial[2];
     if (has_queries) {
       float s[Sizes::kKeyTiles][4], d[Sizes::kKeyTiles][4];
       bool dead[2];
-      self.probabilities(set, window, factor, s, dead);
+      self.probabilities(number, window, border, factor, s, dead);
       self.leave_scores(0, s, ones);
-      self.score_gradients(set, s, dead, d);
+      self.score_gradients(s, dead, d);
       SWIN_FAST_UNROLL
       for (int j = 0; j < Sizes::kKeyTiles; ++j) {
         SWIN_FAST_UNROLL
@@ -468,8 +533,8 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
       }
       float of_row[2] = {1.0f, 1.0f};
       if (kCosine) {
-        of_row[0] = self.left_of(self.inverse_of(set, 0, 0));
-        of_row[1] = self.left_of(self.inverse_of(set, 0, 1));
+        of_row[0] = self.left_of(self.inverse_of(number, 0, 0));
+        of_row[1] = self.left_of(self.inverse_of(number, 0, 1));
       }
       self.leave_scores(1, d, of_row);
       float dq[4][4];
@@ -481,34 +546,36 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
           if (j >= Sizes::kKeyTiles) continue;
           Float2 of_key = {1.0f, 1.0f};
           if (kCosine) {
-            of_key = load_shared<Float2>(self.inverses(set, 1) + (j * 8 + self.pair()) * 4);
+            of_key = load_shared<Float2>(self.inverses(number, 1) + (j * 8 + self.pair()) * 4);
             of_key = {self.left_of(of_key.x), self.left_of(of_key.y)};
           }
           a[i] = pack<T>(d[j][e] * of_key.x, d[j][e + 1] * of_key.y);
         }
       };
-      self.sum_rows(own_scores, self.rows(set, 1), dq);
-      self.row_gradients(set, 0, factor, dq, radial);
+      self.sum_rows(own_scores, 1, dq);
+      self.row_gradients(number, 0, factor, dq, radial);
       if (kCosine) {
         SWIN_FAST_UNROLL
         for (int i = 0; i < 2; ++i) dlogit_scale += self.token(i) < self.tokens ? radial[i] : 0.0f;
       }
       self.leave_result(0, dq);
       sync_warp();
-      self.store_result(0, 0, window.b, pixels);
+      self.store_result(0, to, pixels);
     }
     sync_threads();  // the scores of all queries are there
     if (has_queries) {
       float dv[4][4], dk[4][4];
-      self.sum_rows([&](int step, uint32_t (&a)[4]) { self.take_scores(0, step, a); }, self.rows(set, 3), dv);
+      self.sum_rows([&](int step, uint32_t (&a)[4]) { self.take_scores(0, step, a); }, 3, dv);
       self.leave_result(0, dv);
-      self.sum_rows([&](int step, uint32_t (&a)[4]) { self.take_scores(1, step, a); }, self.rows(set, 0), dk);
-      self.row_gradients(set, 1, factor, dk, radial);
+      self.sum_rows([&](int step, uint32_t (&a)[4]) { self.take_scores(1, step, a); }, 0, dk);
+      self.row_gradients(number, 1, factor, dk, radial);
       self.leave_result(1, dk);
       sync_warp();
-      self.store_result(0, 2, window.b, pixels);
-      self.store_result(1, 1, window.b, pixels);
-      if (problem.pad_value != nullptr && any_lane(pixels[0] == self.kPadding || pixels[1] == self.kPadding)) {
+      for (char*& row : to) row += problem.nH * kRowBytes;
+      self.store_result(1, to, pixels);
+      for (char*& row : to) row += problem.nH * kRowBytes;
+      self.store_result(0, to, pixels);
+      if (problem.pad_value != nullptr && any_lane(self.is_padding(0, pixels) || self.is_padding(1, pixels))) {
         self.add_padding(0, dk, pixels);
         self.add_padding(1, dv, pixels);
       }
@@ -531,13 +598,13 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
     SWIN_FAST_UNROLL
     for (int mask = 4; mask < 32; mask *= 2) dlogit_scale += shuffle_xor(dlogit_scale, mask);
     sync_warp();
-    if (self.lane == 0) store_shared(self.results(0), dlogit_scale);
+    if (self.lane == 0) store_shared(self.memory + Sizes::kInverses + self.warp * 4, dlogit_scale);
   }
   sync_threads();
   if (kCosine && threadIdx.x == 0) {
     float sum = 0.0f;
     for (int i = 0; i < kSmallBwdWarps; ++i) {
-      sum += load_shared<float>(self.memory + Sizes::kResults + i * 2 * 16 * kRowBytes);
+      sum += load_shared<float>(self.memory + Sizes::kInverses + i * 4);
     }
     store_global(p.parts.dlogit_scale + part, sum);
   }

@@ -36,16 +36,23 @@ struct Windows {
     return {b, along_y, in_image - along_y * static_cast<int32_t>(x.num_windows)};
   }
 
-  // The window behind, without a division.
-  SWIN_FAST_DEVICE void advance(Place* at) const {
-    if (++at->x < static_cast<int32_t>(x.num_windows)) return;
+  // On to the window behind, without a division; true where it is of another image.
+  SWIN_FAST_DEVICE bool advance(Place* at) const {
+    if (++at->x < static_cast<int32_t>(x.num_windows)) return false;
     at->x = 0;
-    if (++at->y < static_cast<int32_t>(y.num_windows)) return;
+    if (++at->y < static_cast<int32_t>(y.num_windows)) return false;
     at->y = 0;
     ++at->b;
+    return true;
   }
 
   SWIN_FAST_DEVICE bool has_border(const Place& at) const { return y.has_border(at.y) || x.has_border(at.x); }
+
+  // Whether the pixels of a window lie as its tokens do: none is padding, and the image does not end between two.
+  SWIN_FAST_DEVICE bool is_whole(const Place& at) const {
+    return (at.y + 1) * y.window + static_cast<int32_t>(y.roll) <= static_cast<int32_t>(y.size) &&
+           (at.x + 1) * x.window + static_cast<int32_t>(x.roll) <= static_cast<int32_t>(x.size);
+  }
 
   // The pixel of the token in a row and column of a window, or false where it is padding.
   SWIN_FAST_DEVICE bool pixel(const Place& at, int row, int column, int* pixel_y, int* pixel_x) const {
