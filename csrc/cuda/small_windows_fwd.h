@@ -8,8 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "primitives.h"
-#include "windows.h"
+#include "small_windows.h"
 
 namespace swin_fast::cuda {
 
@@ -24,26 +23,16 @@ struct SmallFwdParams {
   int32_t blocks = 1;          // of each group
 };
 
-// Rows of 64 bytes in shared memory, as four chunks of 16. ldmatrix reads one chunk of eight rows at once: the chunk is
-// turned by the pair that a row belongs to, so that the eight lie in eight different groups of banks.
-constexpr int kHeadDim = 32;
-constexpr int kRowBytes = 2 * kHeadDim;
 constexpr int kZeroBytes = 2 * kRowBytes;  // a row pair of zeros, which stands for all rows that do not exist
-SWIN_FAST_HOST_DEVICE inline int swizzled(int row, int chunk) { return ((chunk ^ (row >> 1)) & 3) * 16; }
 
-// Sizes that follow from a window, of which kWindow is the side, or 0 where only the call knows it.
 template <int kWindow>
-struct SmallSizes {
-  static constexpr int kTokens = kWindow == 0 ? 64 : kWindow * kWindow;  // at most
-  static constexpr int kRowTiles = (kTokens + 15) / 16;                  // of 16 queries
-  static constexpr int kKeyTiles = (kTokens + 7) / 8;                    // of 8 keys
-  static constexpr int kKeySteps = (kTokens + 15) / 16;                  // of 16 keys, in the product with v
-  static constexpr int kBiasFloats = kRowTiles * kKeyTiles * 32 * 4;     // of a head, as fragments
+struct SmallFwdSizes : SmallSizes<kWindow> {
+  using Sizes = SmallSizes<kWindow>;
   // k, v, q, and the q of the next window. An even number of rows each, or the rows of zeros were in others' banks.
-  static constexpr int kTileBytes = (kTokens + 1) / 2 * 2 * kRowBytes;
+  static constexpr int kTileBytes = (Sizes::kTokens + 1) / 2 * 2 * kRowBytes;
   static constexpr int kWarpBytes = 4 * kTileBytes;
   static constexpr size_t shared_bytes(int heads, int windows) {
-    return kZeroBytes + size_t{4} * kBiasFloats * heads + size_t{kWarpBytes} * heads * windows;
+    return kZeroBytes + size_t{4} * Sizes::kBiasFloats * heads + size_t{kWarpBytes} * heads * windows;
   }
 };
 
@@ -56,12 +45,12 @@ SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multip
                    static_cast<int32_t>(problem.qkv_stride[2])};
   for (p.heads = std::min(4, problem.nH); problem.nH % p.heads != 0; --p.heads) {
   }
-  while (p.heads > 1 && SmallSizes<kWindow>::shared_bytes(p.heads, 1) > shared_memory) {
+  while (p.heads > 1 && SmallFwdSizes<kWindow>::shared_bytes(p.heads, 1) > shared_memory) {
     do --p.heads;
     while (problem.nH % p.heads != 0);
   }
   p.windows = std::max(1, 8 / p.heads);
-  while (p.windows > 1 && SmallSizes<kWindow>::shared_bytes(p.heads, p.windows) > shared_memory) --p.windows;
+  while (p.windows > 1 && SmallFwdSizes<kWindow>::shared_bytes(p.heads, p.windows) > shared_memory) --p.windows;
   p.groups = problem.nH / p.heads;
   const int64_t wanted = ceil_div(p.all.of_all, p.windows);
   p.blocks = static_cast<int32_t>(std::min(wanted, std::max(int64_t{1}, ceil_div(multiprocessors, p.groups))));
@@ -71,7 +60,7 @@ SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multip
 // A warp's place: its window, head and rows in shared memory.
 template <class T, int kWindow>
 struct SmallWarp {
-  using Sizes = SmallSizes<kWindow>;
+  using Sizes = SmallFwdSizes<kWindow>;
   const SmallFwdParams& p;
   int lane, head, tokens;
   char* zeros;
@@ -94,20 +83,12 @@ struct SmallWarp {
     return p.all.pixel(window, row, token - row * columns(), y, x);
   }
 
-  // Rows of one window on their way into shared memory. Padding takes its row of pad_value; a padded query is zero.
+  // Rows of one window on their way into shared memory.
   template <bool kAligned>
   SWIN_FAST_DEVICE void fetch(const Windows::Place& window, char* q_rows) const {
-    const WindowAttentionFwdParams& problem = p.problem;
     const int chunk = lane & 3;
-    const uint16_t *source[3], *padding[3];
+    const QkvRows source(p.problem, window.b, head, chunk);
     char* const target[3] = {q_rows, rows[0], rows[1]};
-    SWIN_FAST_UNROLL
-    for (int which = 0; which < 3; ++which) {
-      source[which] = static_cast<const uint16_t*>(problem.qkv) + window.b * problem.qkv_stride[0] +
-                      which * problem.qkv_stride[3] + head * problem.qkv_stride[4] + chunk * 8;
-      padding[which] =
-          static_cast<const uint16_t*>(problem.pad_value) + (which * problem.nH + head) * kHeadDim + chunk * 8;
-    }
     SWIN_FAST_UNROLL
     for (int step = 0; step < (Sizes::kTokens + 7) / 8; ++step) {
       const int token = step * 8 + (lane >> 2);
@@ -117,9 +98,7 @@ struct SmallWarp {
       const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
       SWIN_FAST_UNROLL
       for (int which = 0; which < 3; ++which) {
-        const bool valid = real || (which > 0 && problem.pad_value != nullptr);
-        const uint16_t* const from = real ? source[which] + offset : valid ? padding[which] : source[which];
-        fetch_chunk<kAligned>(target[which] + token * kRowBytes + swizzled(token, chunk), from, valid);
+        source.fetch<kAligned>(which, target[which] + token * kRowBytes + swizzled(token, chunk), real, offset);
       }
     }
     copy_async_commit();
@@ -138,7 +117,7 @@ struct SmallWarp {
 // Source:   written for this project; fragments as in the PTX manual, mma.m16n8k16.
 template <class T, int kWindow, bool kCosine, bool kAligned>
 __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p) {
-  using Sizes = SmallSizes<kWindow>;
+  using Sizes = SmallFwdSizes<kWindow>;
   const WindowAttentionFwdParams& problem = p.problem;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int group = blockIdx.x % p.groups;
@@ -153,16 +132,8 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
   int64_t window = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
   if (window < p.all.of_all) self.template fetch<kAligned>(p.all.place(window), self.rows[2]);
 
-  // The bias of the block's heads, once, in the order of accumulators.
   for (int i = threadIdx.x; i < kZeroBytes / 4; i += blockDim.x) store_shared(zeros + 4 * i, uint32_t{0});
-  for (int i = threadIdx.x; i < p.heads * Sizes::kBiasFloats; i += blockDim.x) {
-    const int place = i % Sizes::kBiasFloats, of_lane = place / 4 % 32, tile = place / 128;
-    const int row = tile / Sizes::kKeyTiles * 16 + of_lane / 4 + (place & 2) * 4;
-    const int key = tile % Sizes::kKeyTiles * 8 + of_lane % 4 * 2 + (place & 1);
-    const int head = group * p.heads + i / Sizes::kBiasFloats;
-    const float value = row < tokens && key < tokens ? bias_of(problem, head, row, key, columns) : 0.0f;
-    store_shared(fragments + 4 * i, value);
-  }
+  load_bias_fragments<kWindow>(problem, group * p.heads, p.heads, fragments);
   sync_threads();
 
   const float factor = kCosine ? load_global<float>(problem.logit_scale + self.head) : problem.scale;
@@ -208,14 +179,8 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
       const int row = token / columns;
       return p.all.region(place, row, token - row * columns);
     };
-    uint32_t key_regions[2] = {0, 0};  // four bits for each of this lane's keys
-    if (border) {
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < 2 * Sizes::kKeyTiles; ++i) {
-        const int key = (i >> 1) * 8 + pair + (i & 1);
-        key_regions[i >> 3] |= static_cast<uint32_t>(region(key)) << 4 * (i & 7);
-      }
-    }
+    KeyRegions<kWindow> key_regions;
+    if (border) key_regions.find(pair, region);
     float key_inverse[Sizes::kKeyTiles];  // of key lane / 4 of each tile
     if (kCosine) {
       SWIN_FAST_UNROLL
@@ -265,9 +230,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
           for (int e = 0; e < 4; ++e) {
             if (kCosine) s[j][e] *= of_key[e & 1];
             s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
-            if (kBorder && (key_regions[j >> 2] >> 4 * (2 * (j & 3) + (e & 1)) & 15) != row_region[e >> 1]) {
-              s[j][e] += problem.mask_value;
-            }
+            if (kBorder && key_regions.of(j, e) != row_region[e >> 1]) s[j][e] += problem.mask_value;
             if (j * 8 + pair + (e & 1) >= tokens) s[j][e] = -INFINITY;
             top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
           }

@@ -4,6 +4,7 @@
 from cuda_kernels.kernel import Bug, Kernel
 
 HEADER = "csrc/cuda/small_windows_fwd.h"
+SHARED = "csrc/cuda/small_windows.h"
 
 INSTANCES = """
 template __global__ void small_windows_fwd<BFloat16, 7, false, true>(const SmallFwdParams);
@@ -26,8 +27,8 @@ BUGS = {
         "    sync_warp();\n    const int32_t row_size", "    const int32_t row_size"
     ),
     "one q for two windows": Bug("place(window + stride), next_q_rows", "place(window + stride), q_rows"),
-    "the swizzle is lost": Bug("return ((chunk ^ (row >> 1)) & 3) * 16;", "return chunk * 16;"),
-    "an odd number of rows": Bug("(kTokens + 1) / 2 * 2 * kRowBytes", "kTokens * kRowBytes"),
+    "the swizzle is lost": Bug("return ((chunk ^ (row >> 1)) & 3) * 16;", "return chunk * 16;", SHARED),
+    "an odd number of rows": Bug("(Sizes::kTokens + 1) / 2 * 2 * kRowBytes", "Sizes::kTokens * kRowBytes"),
     "rows that do not exist are not zero": Bug("i < kZeroBytes / 4;", "i < 0;"),
     "rows behind the window are read": Bug("return row < count() ? base", "return row < count() + 15 ? base"),
     "halves of a fragment swapped": Bug("k[tile][half][0] = four[0];", "k[tile][half][0] = four[1];"),
@@ -35,13 +36,13 @@ BUGS = {
     "probabilities of the upper rows twice": Bug(
         "(j & 1) * 2 + 1] = pack<T>(weight[2], weight[3]);", "(j & 1) * 2 + 1] = pack<T>(weight[0], weight[1]);"
     ),
-    "bias of the wrong row": Bug("of_lane / 4 + (place & 2) * 4", "of_lane / 4 + (place & 2) * 2"),
+    "bias of the wrong row": Bug("of_lane / 4 + (place & 2) * 4", "of_lane / 4 + (place & 2) * 2", SHARED),
     "bias of the first head for all": Bug("size_t{4} * Sizes::kBiasFloats * head_slot + lane", "lane"),
     "bias transposed": Bug(
         "(head * tokens + query) * tokens + key", "(head * tokens + key) * tokens + query", "csrc/cuda/windows.h"
     ),
     "no mask": Bug("s[j][e] += problem.mask_value;", ""),
-    "regions of the neighbour": Bug("(e & 1)) & 15) != row_region", "(~e & 1)) & 15) != row_region"),
+    "regions of the neighbour": Bug("(tile & 3) + (e & 1)) & 15", "(tile & 3) + (~e & 1)) & 15", SHARED),
     "keys that do not exist take part": Bug(
         "+ (e & 1) >= tokens) s[j][e] = -INFINITY;", "+ (e & 1) >= tokens) s[j][e] = 0;"
     ),
@@ -53,12 +54,14 @@ BUGS = {
         "if (lane != 5) of_key[0] = shuffle(key_inverse[j], pair * 4);",
     ),
     "norm of another key": Bug("shuffle(key_inverse[j], pair * 4 + 4)", "shuffle(key_inverse[j], pair * 4)"),
-    "padding has no value": Bug("which > 0 && problem.pad_value != nullptr", "false"),
-    "padding of v is that of k": Bug("(which * problem.nH + head) * kHeadDim", "(problem.nH + head) * kHeadDim"),
+    "padding has no value": Bug("which > 0 && has_padding", "false", SHARED),
+    "padding of v is that of k": Bug(
+        "(which * problem.nH + head) * kHeadDim", "(problem.nH + head) * kHeadDim", SHARED
+    ),
     "results of padding are stored": Bug(
         "!self.pixel(place, token, &y, &x)) continue", "(self.pixel(place, token, &y, &x), y < 0)) continue"
     ),
-    "every image is the first": Bug("window.b * problem.qkv_stride[0]", "0 * problem.qkv_stride[0]"),
+    "every image is the first": Bug("b * problem.qkv_stride[0]", "0 * problem.qkv_stride[0]", SHARED),
     "windows are left out": Bug("int64_t{p.blocks} * p.windows", "int64_t{p.blocks} * p.windows + 1"),
     "it ends with copies on their way": Bug("window + stride < p.all.of_all)", "window < p.all.of_all)"),
 }

@@ -7,7 +7,7 @@
 namespace swin_fast_test {
 namespace {
 
-using swin_fast::cuda::SmallSizes;
+using swin_fast::cuda::SmallFwdSizes;
 
 template <class T, int kWindow, bool kCosine, bool kAligned>
 void launch(const swin_fast::WindowAttentionFwdParams& problem, const Schedule& schedule) {
@@ -15,7 +15,7 @@ void launch(const swin_fast::WindowAttentionFwdParams& problem, const Schedule& 
   const SmallFwdParams p = cut_small_fwd<kWindow>(problem, schedule.multiprocessors, kSharedMemory);
   judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(p.groups * p.blocks),
                              static_cast<unsigned>(32 * p.heads * p.windows),
-                             SmallSizes<kWindow>::shared_bytes(p.heads, p.windows),
+                             SmallFwdSizes<kWindow>::shared_bytes(p.heads, p.windows),
                              [&] { small_windows_fwd<T, kWindow, kCosine, kAligned>(p); }));
 }
 

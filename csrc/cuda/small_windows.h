@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the kernels of windows of up to 64 tokens share, at head_dim 32, in float16 and bfloat16: rows and biases in
+// shared memory.
+#pragma once
+
+#include <cstdint>
+
+#include "primitives.h"
+#include "windows.h"
+
+namespace swin_fast::cuda {
+
+// Rows of 64 bytes in shared memory, as four chunks of 16. ldmatrix reads one chunk of eight rows at once: the chunk is
+// turned by the pair that a row belongs to, so that the eight lie in eight different groups of banks.
+constexpr int kHeadDim = 32;
+constexpr int kRowBytes = 2 * kHeadDim;
+SWIN_FAST_HOST_DEVICE inline int swizzled(int row, int chunk) { return ((chunk ^ (row >> 1)) & 3) * 16; }
+
+// Sizes that follow from a window, of which kWindow is the side, or 0 where only the call knows it.
+template <int kWindow>
+struct SmallSizes {
+  static constexpr int kTokens = kWindow == 0 ? 64 : kWindow * kWindow;  // at most
+  static constexpr int kRowTiles = (kTokens + 15) / 16;                  // of 16 queries
+  static constexpr int kKeyTiles = (kTokens + 7) / 8;                    // of 8 keys
+  static constexpr int kKeySteps = (kTokens + 15) / 16;                  // of 16 keys, where they are summed over
+  static constexpr int kBiasFloats = kRowTiles * kKeyTiles * 32 * 4;     // of a head, as fragments
+};
+
+// The rows of a head in one image, at the chunk of this lane.
+struct QkvRows {
+  const uint16_t *q, *padding;
+  int64_t stride;  // from q to k, and to v
+  int32_t padding_stride;
+
+  SWIN_FAST_DEVICE QkvRows(const WindowAttentionParams& problem, int64_t b, int head, int chunk)
+      : q(static_cast<const uint16_t*>(problem.qkv) + b * problem.qkv_stride[0] + head * problem.qkv_stride[4] +
+          chunk * 8),
+        padding(static_cast<const uint16_t*>(problem.pad_value)),
+        stride(problem.qkv_stride[3]),
+        padding_stride(problem.nH * kHeadDim) {
+    if (padding != nullptr) padding += head * kHeadDim + chunk * 8;
+  }
+
+  // Begins to bring a chunk of q, k or v of a token to shared memory; `offset` is that of its pixel. Padding takes its
+  // row of pad_value; a padded query is zero.
+  template <bool kAligned>
+  SWIN_FAST_DEVICE void fetch(int which, char* to, bool real, int64_t offset) const {
+    const bool valid = real || (which > 0 && padding != nullptr);
+    const uint16_t* const from = real || !valid ? q + which * stride : padding + which * padding_stride;
+    fetch_chunk<kAligned>(to, real ? from + offset : from, valid);
+  }
+};
+
+// The bias of some heads into shared memory, in the order of accumulators: for each head, tile of 16 queries and tile of
+// 8 keys four floats a lane. Zeros where there is no such token. By the whole block; a barrier has to follow.
+template <int kWindow>
+SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, int first_head, int heads,
+                                          char* fragments) {
+  using Sizes = SmallSizes<kWindow>;
+  const int tokens = problem.window_area(), columns = kWindow == 0 ? problem.window_size[1] : kWindow;
+  for (int i = threadIdx.x; i < heads * Sizes::kBiasFloats; i += blockDim.x) {
+    const int place = i % Sizes::kBiasFloats, of_lane = place / 4 % 32, tile = place / 128;
+    const int row = tile / Sizes::kKeyTiles * 16 + of_lane / 4 + (place & 2) * 4;
+    const int key = tile % Sizes::kKeyTiles * 8 + of_lane % 4 * 2 + (place & 1);
+    const int head = first_head + i / Sizes::kBiasFloats;
+    const float value = row < tokens && key < tokens ? bias_of(problem, head, row, key, columns) : 0.0f;
+    store_shared(fragments + 4 * i, value);
+  }
+}
+
+// The shift regions of the keys whose scores a lane holds, four bits each.
+template <int kWindow>
+struct KeyRegions {
+  uint32_t regions[2] = {0, 0};
+
+  template <class Region>
+  SWIN_FAST_DEVICE void find(int pair, const Region& region) {
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < 2 * SmallSizes<kWindow>::kKeyTiles; ++i) {
+      regions[i >> 3] |= static_cast<uint32_t>(region((i >> 1) * 8 + pair + (i & 1))) << 4 * (i & 7);
+    }
+  }
+  // Of the key that element e of the accumulators of a tile of keys belongs to.
+  SWIN_FAST_DEVICE uint32_t of(int tile, int e) const {
+    return regions[tile >> 2] >> 4 * (2 * (tile & 3) + (e & 1)) & 15;
+  }
+};
+
+}  // namespace swin_fast::cuda
