@@ -37,7 +37,8 @@ if INTERPRETED:
     triton_interpreter.install()
 collect_ignore = [] if INTERPRETED else ["test_triton_interpreted.py"]
 #: What the tests run over: of the overloads for GPUs those that can run here, and whatever is required.
-HERE = {"triton": INTERPRETED or torch.cuda.is_available(), "cuda": torch.cuda.is_available()}
+EMULATED = native.cuda_build_info().get("device") == "cpu"  # see test_cuda_emulated.py
+HERE = {"triton": INTERPRETED or torch.cuda.is_available(), "cuda": EMULATED or torch.cuda.is_available()}
 BACKENDS = tuple(dict.fromkeys([name for name in ops.OVERLOADS if HERE.get(name, True)] + [*REQUIRED]))
 #: A dtype that each takes, if it runs at all.
 FIRST_DTYPE = {name: torch.bfloat16 if name == "cuda" else torch.float32 for name in dispatch.BACKENDS}
@@ -64,7 +65,15 @@ class KernelPath:
 
 
 def _device(backend: str) -> str:
-    return "cuda" if backend == "cuda" or (backend == "triton" and not INTERPRETED) else "cpu"
+    on_gpu = {"triton": not INTERPRETED, "cuda": not EMULATED}
+    return "cuda" if on_gpu.get(backend, False) else "cpu"
+
+
+def fitted(case: Case, backend: str, dtype: torch.dtype = torch.float32) -> tuple[Case, torch.dtype]:
+    """`case` and `dtype`, or what is next to them that the backend takes, for tests of something else."""
+    if backend != "cuda":
+        return case, dtype
+    return dataclasses.replace(case, hd=32), torch.bfloat16 if dtype == torch.float32 else dtype
 
 
 def _require(backend: str, device: str, dtype: torch.dtype, window_area: int, head_dim: int) -> None:
@@ -114,8 +123,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The interpreter is given cases of a few windows alone: what they compute, not how much, is what differs."""
-    if not INTERPRETED:
+    """Interpreter and emulator are given cases of a few windows alone: what they compute, not how much, differs."""
+    if not INTERPRETED and not EMULATED:
         return
 
     def is_large(item: pytest.Item) -> bool:
@@ -133,7 +142,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     """Skips the test that finds out for itself that cuda leaves its problem to triton."""
     try:
         return (yield)
-    except RuntimeError as error:  # of dispatch, or of the op itself
+    except Exception as error:  # of dispatch, of the op itself, or of what expected another one
         if "cuda" in pyfuncitem.name and any(words in str(error) for words in LEFT_TO_TRITON):
             pytest.skip(str(error))
         raise

@@ -7,9 +7,42 @@
 #include "../cuda/window_attention.h"
 #include "problem.h"
 
+#ifdef SWIN_FAST_CUSIM  // in the emulator of tests/cusim, on tensors of the CPU
+#define SWIN_FAST_DISPATCH_KEY CPU
+
+namespace swin_fast {
+struct Where {
+  int device = 0;
+  void* stream = nullptr;
+  explicit Where(const Arguments&) {}
+};
+}  // namespace swin_fast
+#else
+#define SWIN_FAST_DISPATCH_KEY CUDA
+
 // Of libtorch_cuda, which a PyTorch without CUDA does not have: weak, so that this library loads beside one. libtorch,
 // which it is linked to, brings it in. From a floor of torch 2.13 on, Stream::nativeHandle() takes its place.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+
+namespace swin_fast {
+// The device of qkv, current while this lives, and PyTorch's current stream of it.
+struct Where {
+  int device;
+  void* stream = nullptr;
+  explicit Where(const Arguments& given) : device(checked_device(given)), guard_(device) {
+    given.check(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "PyTorch names no current stream");
+  }
+
+ private:
+  static int checked_device(const Arguments& given) {
+    given.check(given.qkv.is_cuda(), "qkv must be on a CUDA device");
+    given.check(aoti_torch_get_current_cuda_stream != nullptr, "this PyTorch was built without CUDA");
+    return given.qkv.get_device_index();
+  }
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+}  // namespace swin_fast
+#endif
 
 namespace swin_fast {
 namespace {
@@ -17,17 +50,11 @@ namespace {
 // Launches, once it is known where: `bytes` of scratch and launch(device, stream, scratch).
 template <class ScratchBytes, class Launch>
 void run(const Arguments& given, const ScratchBytes& scratch_bytes, const Launch& launch) {
-  const Tensor& qkv = given.qkv;
-  given.check(qkv.is_cuda(), "qkv must be on a CUDA device");
-  given.check(aoti_torch_get_current_cuda_stream != nullptr, "this PyTorch was built without CUDA");
-  const int device = qkv.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  given.check(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "PyTorch names no current stream");
-  const auto bytes = static_cast<int64_t>(scratch_bytes(device));
+  const Where where(given);
+  const auto bytes = static_cast<int64_t>(scratch_bytes(where.device));
   std::optional<Tensor> scratch;
-  if (bytes > 0) scratch = torch::stable::new_empty(qkv, {bytes}, torch::headeronly::ScalarType::Byte);
-  launch(device, stream, scratch.has_value() ? scratch->mutable_data_ptr() : nullptr);
+  if (bytes > 0) scratch = torch::stable::new_empty(given.qkv, {bytes}, torch::headeronly::ScalarType::Byte);
+  launch(where.device, where.stream, scratch.has_value() ? scratch->mutable_data_ptr() : nullptr);
 }
 
 Tensor window_attention_fwd(const Tensor& qkv, const std::optional<Tensor>& bias,
@@ -57,7 +84,7 @@ Gradients window_attention_bwd(const Tensor& grad_out, const Tensor& qkv, const 
 }  // namespace
 }  // namespace swin_fast
 
-STABLE_TORCH_LIBRARY_IMPL(swin_fast, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(swin_fast, SWIN_FAST_DISPATCH_KEY, m) {
   m.impl("window_attention_fwd.cuda", TORCH_BOX(&swin_fast::window_attention_fwd));
   m.impl("window_attention_bwd.cuda", TORCH_BOX(&swin_fast::window_attention_bwd));
 }

@@ -3,7 +3,11 @@
 // Errors of the CUDA runtime, in words for users.
 #pragma once
 
+#ifdef SWIN_FAST_CUSIM
+#include "cusim/emulated_runtime.h"
+#else
 #include <cuda_runtime_api.h>
+#endif
 
 namespace swin_fast::cuda {
 

@@ -26,7 +26,9 @@ const std::vector<Kernels<WindowAttentionFwdParams>>& forward_kernels() {
 }
 
 const std::vector<Kernels<WindowAttentionBwdParams>>& backward_kernels() {
-  static const std::vector<Kernels<WindowAttentionBwdParams>> rows = {};
+  static const std::vector<Kernels<WindowAttentionBwdParams>> rows = {
+      row<SmallWindowsBwd, WindowAttentionBwdParams>("small_windows_bwd", 1, 64, {32}),
+  };
   return rows;
 }
 

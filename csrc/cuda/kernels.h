@@ -55,4 +55,10 @@ struct SmallWindowsFwd {
   static void launch(const WindowAttentionFwdParams& problem, const Gpu& gpu, void* scratch);
 };
 
+template <class T>
+struct SmallWindowsBwd {
+  static size_t scratch_bytes(const WindowAttentionBwdParams& problem, const Gpu& gpu);
+  static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);
+};
+
 }  // namespace swin_fast::cuda

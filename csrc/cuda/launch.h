@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What every launch goes through. Included by the .cu files alone, as nvcc compiles it.
+// What every launch goes through. Included by the .cu files alone, which nvcc compiles, or g++ for the emulator.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <cstdint>
 #include <type_traits>
@@ -63,8 +61,12 @@ struct Launcher {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
             name);
     }
-    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes,
-             static_cast<cudaStream_t>(gpu.stream)>>>(params);
+    const auto grid = static_cast<unsigned>(blocks), block = static_cast<unsigned>(threads);
+#ifdef SWIN_FAST_CUSIM
+    cusim::launch_and_judge(grid, block, shared_bytes, name, [&] { kernel(params); });
+#else
+    kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(gpu.stream)>>>(params);
+#endif
     check(cudaGetLastError(), name);
   }
 };

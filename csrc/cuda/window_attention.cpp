@@ -4,8 +4,6 @@
 // in words what cannot be done. Torch-free.
 #include "window_attention.h"
 
-#include <cuda_runtime_api.h>
-
 #include <limits>
 #include <map>
 #include <mutex>
@@ -133,6 +131,12 @@ int driver_version() {
 #define SWIN_FAST_STRING_(...) #__VA_ARGS__
 #define SWIN_FAST_STRING(...) SWIN_FAST_STRING_(__VA_ARGS__)
 
+#ifdef SWIN_FAST_CUSIM
+#define SWIN_FAST_DEVICE_TYPE "cpu"  // in the emulator of tests/cusim
+#else
+#define SWIN_FAST_DEVICE_TYPE "cuda"
+#endif
+
 const char* build_info() {
   static const std::string facts = [] {
     const auto rows = [](const auto& table) {
@@ -151,7 +155,8 @@ const char* build_info() {
            R"(", "compiler": "nvcc )" SWIN_FAST_STRING(SWIN_FAST_NVCC_VERSION)
            R"(", "architectures": [)" SWIN_FAST_STRING(SWIN_FAST_CUDA_REAL)
            R"(], "ptx": [)" SWIN_FAST_STRING(SWIN_FAST_CUDA_VIRTUAL)
-           R"(], "dtypes": ["float16", "bfloat16"], "torch_target": "2.10", "cuda_runtime": ")" +
+           R"(], "dtypes": ["float16", "bfloat16"], "torch_target": "2.10", "device": ")" SWIN_FAST_DEVICE_TYPE
+           R"(", "cuda_runtime": ")" +
            version_in_words(CUDART_VERSION) + R"(", "forward": )" + rows(forward_kernels()) +
            R"(, "backward": )" + rows(backward_kernels()) + "}";
     // clang-format on
