@@ -69,22 +69,31 @@ SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, 
   }
 }
 
-// The shift regions of the keys whose scores a lane holds, four bits each.
+// Where a window is cut into shift regions: which keys of a lane, of those whose scores it holds in accumulators, lie in
+// another one than a query. Bit 2 * j + i is key i of the two that it has in tile j of 8.
 template <int kWindow>
-struct KeyRegions {
-  uint32_t regions[2] = {0, 0};
+struct Border {
+  int row, column, columns;
+  uint32_t behind_row = 0, behind_column = 0;
 
-  template <class Region>
-  SWIN_FAST_DEVICE void find(int pair, const Region& region) {
+  SWIN_FAST_DEVICE Border(int border_row, int border_column, int columns_, int pair)
+      : row(border_row), column(border_column), columns(columns_) {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2 * SmallSizes<kWindow>::kKeyTiles; ++i) {
-      regions[i >> 3] |= static_cast<uint32_t>(region((i >> 1) * 8 + pair + (i & 1))) << 4 * (i & 7);
+      const int key = (i >> 1) * 8 + pair + (i & 1), key_row = key / columns;
+      behind_row |= static_cast<uint32_t>(key_row >= row) << i;
+      behind_column |= static_cast<uint32_t>(key - key_row * columns >= column) << i;
     }
   }
-  // Of the key that element e of the accumulators of a tile of keys belongs to.
-  SWIN_FAST_DEVICE uint32_t of(int tile, int e) const {
-    return regions[tile >> 2] >> 4 * (2 * (tile & 3) + (e & 1)) & 15;
+
+  SWIN_FAST_DEVICE uint32_t apart_from(int query) const {
+    const int query_row = query / columns;
+    return (query_row >= row ? ~behind_row : behind_row) |
+           (query - query_row * columns >= column ? ~behind_column : behind_column);
   }
 };
+
+// Whether a lane's element e of the accumulators of tile j is of a key that is apart.
+SWIN_FAST_DEVICE bool is_apart(uint32_t apart, int j, int e) { return (apart >> (2 * j + (e & 1)) & 1) != 0; }
 
 }  // namespace swin_fast::cuda

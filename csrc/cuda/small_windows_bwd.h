@@ -77,36 +77,30 @@ struct SmallBwdFetch {
   const SmallBwdParams& p;
   QkvRows rows;              // of an image
   const uint16_t* grad_out;  // of the image, at the chunk of this lane
-  int row[2], column[2];     // of the tokens, in the window
-  bool exists[2];
-  int to;  // of the first token, in a set of rows
+  int tokens, columns;
+  int to;  // where a chunk of the first token goes, in the set of rows that is next
 
-  SWIN_FAST_DEVICE SmallBwdFetch(const SmallBwdParams& params, int64_t b, int lane, int first, int head, int tokens,
-                                 int columns)
+  SWIN_FAST_DEVICE SmallBwdFetch(const SmallBwdParams& params, int64_t b, int lane, int first, int head, int tokens_,
+                                 int columns_)
       : p(params),
         rows(params.problem, b, head, lane & 3),
         grad_out(static_cast<const uint16_t*>(params.problem.grad_out) + b * params.problem.grad_out_stride[0] +
                  head * kHeadDim + (lane & 3) * 8),
-        to(first * kRowBytes + swizzled(first, lane & 3)) {
-    SWIN_FAST_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int token = first + half * 8;
-      exists[half] = token < tokens;
-      row[half] = token / columns;
-      column[half] = token - row[half] * columns;
-    }
-  }
+        tokens(tokens_),
+        columns(columns_),
+        to(Sizes::kRows + first * kRowBytes + swizzled(first, lane & 3)) {}
 
   SWIN_FAST_DEVICE void next_image() {
     rows.q += p.problem.qkv_stride[0];
     grad_out += p.problem.grad_out_stride[0];
   }
 
-  // Begins to bring one window of the image, and gives the pixels of the tokens, and whether the window has a border.
-  SWIN_FAST_DEVICE bool operator()(const Windows::Place& window, char* set, int (&pixels)[2]) const {
+  // Begins to bring one window of the image, and gives the pixels of the tokens, and the row (times 256) and column that
+  // another shift region begins with, or 0 where none does.
+  SWIN_FAST_DEVICE int operator()(const Windows::Place& window, int (&pixels)[2]) {
     const auto W = static_cast<int32_t>(p.problem.W);
     const auto bring = [&](int half, int y, int x, bool real) {
-      char* const at = set + to + half * 8 * kRowBytes;
+      char* const at = shared_memory() + to + half * 8 * kRowBytes;
       const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
       SWIN_FAST_UNROLL
       for (int which = 0; which < 3; ++which) {
@@ -115,6 +109,15 @@ struct SmallBwdFetch {
       const int64_t grad_offset = int64_t{y} * p.grad_stride_y + int64_t{x} * p.grad_stride_x;
       fetch_chunk<kAligned>(at + 3 * Sizes::kTileBytes, real ? grad_out + grad_offset : grad_out, real);
     };
+    int row[2], column[2];  // of the tokens, in the window: made from what changes, or they were kept in registers
+    bool exists[2];
+    SWIN_FAST_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int token = (to / kRowBytes & 63) + half * 8;
+      exists[half] = token < tokens;
+      row[half] = token / columns;
+      column[half] = token - row[half] * columns;
+    }
     const bool whole = p.all.is_whole(window);
     if (whole) {  // it has no border, then
       const int y = window.y * p.all.y.window + static_cast<int32_t>(p.all.y.roll);
@@ -134,7 +137,8 @@ struct SmallBwdFetch {
       }
     }
     copy_async_commit();
-    return !whole && p.all.has_border(window);
+    to ^= Sizes::kSetBytes;
+    return whole ? 0 : p.all.border_row(window) << 8 | p.all.border_column(window);
   }
 };
 
@@ -266,8 +270,8 @@ struct SmallBwdWarp {
   }
 
   // The probabilities of the warp's queries; true where a row of scores is wholly -inf.
-  SWIN_FAST_DEVICE void probabilities(int number, const Windows::Place& window, bool border, float factor,
-                                      float (&s)[Sizes::kKeyTiles][4], bool (&dead)[2]) const {
+  SWIN_FAST_DEVICE void probabilities(int number, int border, float factor, float (&s)[Sizes::kKeyTiles][4],
+                                      bool (&dead)[2]) const {
     times_keys(0, 1, s);
     float of_row[2] = {factor, factor};
     if (kCosine) {
@@ -287,19 +291,14 @@ struct SmallBwdWarp {
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
     }
-    if (border) {
-      const auto region = [&](int of) {
-        const int row = of / columns;
-        return p.all.region(window, row, of - row * columns);
-      };
-      KeyRegions<kWindow> keys;
-      keys.find(pair(), region);
-      const uint32_t own[2] = {static_cast<uint32_t>(region(token(0))), static_cast<uint32_t>(region(token(1)))};
+    if (border != 0) {
+      const Border<kWindow> cut(border >> 8, border & 255, columns, pair());
+      const uint32_t apart[2] = {cut.apart_from(token(0)), cut.apart_from(token(1))};
       SWIN_FAST_UNROLL
       for (int j = 0; j < Sizes::kKeyTiles; ++j) {
         SWIN_FAST_UNROLL
         for (int e = 0; e < 4; ++e) {
-          if (keys.of(j, e) != own[e >> 1]) s[j][e] += problem.mask_value;
+          if (is_apart(apart[e >> 1], j, e)) s[j][e] += problem.mask_value;
         }
       }
     }
@@ -435,12 +434,12 @@ struct SmallBwdWarp {
       store_shared(to + 8 * kRowBytes, pack<T>(d[c][2], d[c][3]));
     }
   }
-  SWIN_FAST_DEVICE void store_result(int which, char* const (&to)[2], const int (&pixels)[2]) const {
+  SWIN_FAST_DEVICE void store_result(int which, char* image, const int (&pixels)[2]) const {
     const char* const from = memory + (chunk_of_results ^ (which * Sizes::kResultBytes));
     SWIN_FAST_UNROLL
     for (int half = 0; half < 2; ++half) {
       if (token(half) >= tokens || pixels[half] == kPadding) continue;
-      store_global(to[half], load_shared<UInt4>(from + half * 8 * kRowBytes));
+      store_global(image + int64_t{pixels[half]} * p.row_bytes, load_shared<UInt4>(from + half * 8 * kRowBytes));
     }
   }
 
@@ -488,7 +487,7 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
   Windows::Place next = p.all.place(first);
   SmallBwdFetch<T, kWindow, kAligned> fetch(p, next.b, self.lane, self.token(0), self.head, self.tokens, self.columns);
   int pixels[2], next_pixels[2];
-  bool next_border = fetch(next, self.set(0), next_pixels);
+  int next_border = fetch(next, next_pixels);
 
   for (int at = 16 * threadIdx.x; at < Sizes::kInverses; at += 16 * kSmallBwdThreads) {
     if (at < 2 * Sizes::kSetBytes && at / kRowBytes % 64 < self.tokens) continue;
@@ -505,8 +504,7 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
       static_cast<char*>(problem.dqkv) + next.b * p.image_bytes + self.head * kRowBytes + (self.lane & 3) * 16;
   bool next_image = false;
   for (int number = 0; left > 0; --left, number ^= 1, self.turn()) {
-    const Windows::Place window = next;
-    const bool border = next_border;
+    const int border = next_border;
     pixels[0] = next_pixels[0];
     pixels[1] = next_pixels[1];
     copy_async_wait<0>();
@@ -516,14 +514,13 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
     if (left > 1) {
       next_image = p.all.advance(&next);
       if (next_image) fetch.next_image();
-      next_border = fetch(next, self.set(number ^ 1), next_pixels);
+      next_border = fetch(next, next_pixels);
     }
-    char* to[2] = {image + int64_t{pixels[0]} * p.row_bytes, image + int64_t{pixels[1]} * p.row_bytes};
     float radial[2];
     if (has_queries) {
       float s[Sizes::kKeyTiles][4], d[Sizes::kKeyTiles][4];
       bool dead[2];
-      self.probabilities(number, window, border, factor, s, dead);
+      self.probabilities(number, border, factor, s, dead);
       self.leave_scores(0, s, ones);
       self.score_gradients(s, dead, d);
       SWIN_FAST_UNROLL
@@ -560,7 +557,7 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
       }
       self.leave_result(0, dq);
       sync_warp();
-      self.store_result(0, to, pixels);
+      self.store_result(0, image, pixels);
     }
     sync_threads();  // the scores of all queries are there
     if (has_queries) {
@@ -571,10 +568,8 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
       self.row_gradients(number, 1, factor, dk, radial);
       self.leave_result(1, dk);
       sync_warp();
-      for (char*& row : to) row += problem.nH * kRowBytes;
-      self.store_result(1, to, pixels);
-      for (char*& row : to) row += problem.nH * kRowBytes;
-      self.store_result(0, to, pixels);
+      self.store_result(1, image + problem.nH * kRowBytes, pixels);
+      self.store_result(0, image + 2 * problem.nH * kRowBytes, pixels);
       if (problem.pad_value != nullptr && any_lane(self.is_padding(0, pixels) || self.is_padding(1, pixels))) {
         self.add_padding(0, dk, pixels);
         self.add_padding(1, dv, pixels);

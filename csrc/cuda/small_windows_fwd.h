@@ -175,12 +175,6 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
 
     const Windows::Place place = p.all.place(window);
     const bool border = p.all.has_border(place);
-    const auto region = [&](int token) {
-      const int row = token / columns;
-      return p.all.region(place, row, token - row * columns);
-    };
-    KeyRegions<kWindow> key_regions;
-    if (border) key_regions.find(pair, region);
     float key_inverse[Sizes::kKeyTiles];  // of key lane / 4 of each tile
     if (kCosine) {
       SWIN_FAST_UNROLL
@@ -191,6 +185,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
     }
     const auto attend = [&](auto has_border) {
       constexpr bool kBorder = decltype(has_border)::value;
+      const Border<kWindow> cut(p.all.border_row(place), p.all.border_column(place), columns, pair);
       SWIN_FAST_UNROLL
       for (int tile = 0; tile < Sizes::kRowTiles; ++tile) {
         uint32_t q[2][4];
@@ -207,11 +202,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
           }
         }
         const int row[2] = {tile * 16 + quad, tile * 16 + quad + 8};
-        uint32_t row_region[2] = {0, 0};
-        if (kBorder) {
-          row_region[0] = static_cast<uint32_t>(region(row[0]));
-          row_region[1] = static_cast<uint32_t>(region(row[1]));
-        }
+        const uint32_t apart[2] = {kBorder ? cut.apart_from(row[0]) : 0, kBorder ? cut.apart_from(row[1]) : 0};
         float s[Sizes::kKeyTiles][4];
         float top[2] = {-INFINITY, -INFINITY};
         SWIN_FAST_UNROLL
@@ -230,7 +221,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
           for (int e = 0; e < 4; ++e) {
             if (kCosine) s[j][e] *= of_key[e & 1];
             s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
-            if (kBorder && key_regions.of(j, e) != row_region[e >> 1]) s[j][e] += problem.mask_value;
+            if (kBorder && is_apart(apart[e >> 1], j, e)) s[j][e] += problem.mask_value;
             if (j * 8 + pair + (e & 1) >= tokens) s[j][e] = -INFINITY;
             top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
           }

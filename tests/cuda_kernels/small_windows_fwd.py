@@ -42,7 +42,7 @@ BUGS = {
         "(head * tokens + query) * tokens + key", "(head * tokens + key) * tokens + query", "csrc/cuda/windows.h"
     ),
     "no mask": Bug("s[j][e] += problem.mask_value;", ""),
-    "regions of the neighbour": Bug("(tile & 3) + (e & 1)) & 15", "(tile & 3) + (~e & 1)) & 15", SHARED),
+    "regions of the neighbour": Bug("(2 * j + (e & 1)) & 1", "(2 * j + (~e & 1)) & 1", SHARED),
     "keys that do not exist take part": Bug(
         "+ (e & 1) >= tokens) s[j][e] = -INFINITY;", "+ (e & 1) >= tokens) s[j][e] = 0;"
     ),
