@@ -4,6 +4,7 @@
 // shared memory.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "primitives.h"
@@ -95,5 +96,42 @@ struct Border {
 
 // Whether a lane's element e of the accumulators of tile j is of a key that is apart.
 SWIN_FAST_DEVICE bool is_apart(uint32_t apart, int j, int e) { return (apart >> (2 * j + (e & 1)) & 1) != 0; }
+
+// Of the two rows of scores that a lane has a part of: exponentials in place of the scores, relative to the largest one
+// of a row, and the reciprocal of their sum, or 0 where every score is -inf.
+template <int kKeyTiles>
+SWIN_FAST_DEVICE void exponentials(float (&s)[kKeyTiles][4], int pair, int tokens, float (&share)[2]) {
+  float top[2] = {-INFINITY, -INFINITY};
+  SWIN_FAST_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) {
+    SWIN_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      if (j * 8 + pair + (e & 1) >= tokens) s[j][e] = -INFINITY;
+      top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
+    }
+  }
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
+    top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
+    // Rounded, but the same for the whole row, where it cancels: only differences of scores are told apart.
+    top[i] = top[i] == -INFINITY ? 0.0f : top[i] * kLog2E;
+  }
+  float sum[2] = {0.0f, 0.0f};
+  SWIN_FAST_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) {
+    SWIN_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      s[j][e] = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1]));
+      sum[e >> 1] += s[j][e];
+    }
+  }
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    sum[i] += shuffle_xor(sum[i], 1);
+    sum[i] += shuffle_xor(sum[i], 2);
+    share[i] = sum[i] == 0.0f ? 0.0f : reciprocal_approx(sum[i]);
+  }
+}
 
 }  // namespace swin_fast::cuda

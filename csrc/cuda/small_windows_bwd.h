@@ -26,6 +26,11 @@ struct SmallBwdParams {
 constexpr int kSmallBwdWarps = 4;
 constexpr int kSmallBwdThreads = 32 * kSmallBwdWarps;
 
+// Blocks that run on a multiprocessor at the same time: registers are for so many. Where a window's side is not known,
+// its tokens and columns take some too, and three blocks would have to spill.
+template <int kWindow>
+constexpr int kSmallBwdBlocks = kWindow == 0 ? 2 : 3;
+
 // A block's shared memory, in bytes. Rows that do not exist are zeros, written once: nothing asks for them.
 template <int kWindow>
 struct SmallBwdSizes : SmallSizes<kWindow> {
@@ -61,9 +66,9 @@ SmallBwdParams cut_small_bwd(const WindowAttentionBwdParams& problem, int multip
                    3 * problem.nH * kRowBytes,
                    problem.H * problem.W * 3 * problem.nH * kRowBytes,
                    {}};
-  // As many blocks as run at the same time: registers allow three on a multiprocessor.
-  const size_t beside = std::clamp(shared_memory / SmallBwdSizes<kWindow>::kBytes, size_t{1}, size_t{3});
-  const int64_t owners = std::max(int64_t{1}, static_cast<int64_t>(beside) * multiprocessors / problem.nH);
+  const auto beside = static_cast<int64_t>(shared_memory / SmallBwdSizes<kWindow>::kBytes);
+  const int64_t blocks = std::clamp(beside, int64_t{1}, int64_t{kSmallBwdBlocks<kWindow>}) * multiprocessors;
+  const int64_t owners = std::max(int64_t{1}, blocks / problem.nH);
   p.parts = Parts::at(nullptr, problem, static_cast<int32_t>(std::min(owners, p.all.of_all)));
   return p;
 }
@@ -192,20 +197,21 @@ struct SmallBwdWarp {
   SWIN_FAST_DEVICE int pair() const { return (lane & 3) * 2; }
   // The token of row quad() or quad() + 8 of the warp's tile.
   SWIN_FAST_DEVICE int token(int half) const { return warp * 16 + half * 8 + quad(); }
-  SWIN_FAST_DEVICE char* set(int number) const { return memory + Sizes::kRows + number * Sizes::kSetBytes; }
-  SWIN_FAST_DEVICE char* inverses(int number, int tensor) const {
-    return memory + Sizes::kInverses + number * 512 + tensor * 256;
+  // 1 / |row| of all rows of q or k of the window in work.
+  SWIN_FAST_DEVICE char* inverses(int tensor) const {
+    return memory + Sizes::kInverses + (square[0] & Sizes::kSetBytes) / (Sizes::kSetBytes / 512) + tensor * 256;
   }
   SWIN_FAST_DEVICE char* sums() const { return memory + Sizes::kSums + warp * 2 * kHeadDim * 4; }
 
   // Cosine attention: 1 / |row| of the rows of q and k that this lane has fetched a chunk of. 1 / |row| may be 1e12,
   // which float16 does not hold: there its power of two goes to the row, where it rounds nothing that matters, and what
   // is left of it, between 1 and 2, to the gradients of scores. bfloat16 takes it there whole.
-  SWIN_FAST_DEVICE void normalise(int number) const {
+  SWIN_FAST_DEVICE void normalise() const {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int own = token(i & 1), tensor = i >> 1;
-      char* const chunk = set(number) + tensor * Sizes::kTileBytes + own * kRowBytes + swizzled(own, lane & 3);
+      char* const chunk = memory + Sizes::kRows + (square[0] & Sizes::kSetBytes) + tensor * Sizes::kTileBytes +
+                          own * kRowBytes + swizzled(own, lane & 3);
       UInt4 eight = {0, 0, 0, 0};
       if (own < tokens) eight = load_shared<UInt4>(chunk);
       uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
@@ -220,14 +226,14 @@ struct SmallBwdWarp {
         }
         store_shared(chunk, UInt4{pairs[0], pairs[1], pairs[2], pairs[3]});
       }
-      if ((lane & 3) == 0) store_shared(inverses(number, tensor) + own * 4, inverse);
+      if ((lane & 3) == 0) store_shared(inverses(tensor) + own * 4, inverse);
     }
   }
 
   // What is left of 1 / |row| for a row in shared memory.
   SWIN_FAST_DEVICE static float left_of(float inverse) { return is_half<T> ? fraction_of(inverse) : inverse; }
-  SWIN_FAST_DEVICE float inverse_of(int number, int tensor, int half) const {
-    return load_shared<float>(inverses(number, tensor) + token(half) * 4);
+  SWIN_FAST_DEVICE float inverse_of(int tensor, int half) const {
+    return load_shared<float>(inverses(tensor) + token(half) * 4);
   }
 
   // The warp's own rows of a tile: of q, k, v or grad_out, as they are numbered.
@@ -270,13 +276,13 @@ struct SmallBwdWarp {
   }
 
   // The probabilities of the warp's queries; true where a row of scores is wholly -inf.
-  SWIN_FAST_DEVICE void probabilities(int number, int border, float factor, float (&s)[Sizes::kKeyTiles][4],
+  SWIN_FAST_DEVICE void probabilities(int border, float factor, float (&s)[Sizes::kKeyTiles][4],
                                       bool (&dead)[2]) const {
     times_keys(0, 1, s);
     float of_row[2] = {factor, factor};
     if (kCosine) {
-      of_row[0] *= left_of(inverse_of(number, 0, 0));
-      of_row[1] *= left_of(inverse_of(number, 0, 1));
+      of_row[0] *= left_of(inverse_of(0, 0));
+      of_row[1] *= left_of(inverse_of(0, 1));
     }
     const char* const bias = memory + Sizes::kBias + warp * Sizes::kKeyTiles * 512 + lane * 16;
     SWIN_FAST_UNROLL
@@ -284,7 +290,7 @@ struct SmallBwdWarp {
       const auto own = load_shared<Float4>(bias + j * 512);
       const float added[4] = {own.x, own.y, own.z, own.w};
       if (kCosine) {
-        const auto of_key = load_shared<Float2>(inverses(number, 1) + (j * 8 + pair()) * 4);
+        const auto of_key = load_shared<Float2>(inverses(1) + (j * 8 + pair()) * 4);
         SWIN_FAST_UNROLL
         for (int e = 0; e < 4; ++e) s[j][e] *= left_of(e & 1 ? of_key.y : of_key.x);
       }
@@ -302,41 +308,14 @@ struct SmallBwdWarp {
         }
       }
     }
-    float top[2] = {-INFINITY, -INFINITY};
+    float share[2];
+    exponentials(s, pair(), tokens, share);
+    dead[0] = share[0] == 0.0f;
+    dead[1] = share[1] == 0.0f;
     SWIN_FAST_UNROLL
     for (int j = 0; j < Sizes::kKeyTiles; ++j) {
       SWIN_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        if (j * 8 + pair() + (e & 1) >= tokens) s[j][e] = -INFINITY;
-        top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
-      }
-    }
-    float sum[2] = {0.0f, 0.0f};
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
-      top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
-      top[i] = top[i] == -INFINITY ? 0.0f : top[i] * kLog2E;
-    }
-    SWIN_FAST_UNROLL
-    for (int j = 0; j < Sizes::kKeyTiles; ++j) {
-      SWIN_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        s[j][e] = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1]));
-        sum[e >> 1] += s[j][e];
-      }
-    }
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      sum[i] += shuffle_xor(sum[i], 1);
-      sum[i] += shuffle_xor(sum[i], 2);
-      dead[i] = sum[i] == 0.0f;
-      sum[i] = dead[i] ? 0.0f : reciprocal_approx(sum[i]);
-    }
-    SWIN_FAST_UNROLL
-    for (int j = 0; j < Sizes::kKeyTiles; ++j) {
-      SWIN_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) s[j][e] *= sum[e >> 1];
+      for (int e = 0; e < 4; ++e) s[j][e] *= share[e >> 1];
     }
   }
 
@@ -391,15 +370,14 @@ struct SmallBwdWarp {
   // From the sum of products with the other side of q.k, to the gradient of the rows of q or k: times the factor, or
   // with cosine attention without the part along the row, as the unit row u = x / |x| has du = (dx - u (u.dx)) / |x|,
   // unless |x| was clamped. `radial` is u.d of the warp's rows, the gradient of the factor.
-  SWIN_FAST_DEVICE void row_gradients(int number, int tensor, float factor, float (&d)[4][4],
-                                      float (&radial)[2]) const {
+  SWIN_FAST_DEVICE void row_gradients(int tensor, float factor, float (&d)[4][4], float (&radial)[2]) const {
     uint32_t x[2][4];
     if (kCosine) own_rows(tensor, x);
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
       float of_row = factor, kept = 0.0f;
       if (kCosine) {
-        const float inverse = inverse_of(number, tensor, i);
+        const float inverse = inverse_of(tensor, i);
         float dot = 0.0f;
         SWIN_FAST_UNROLL
         for (int c = 0; c < 4; ++c) {
@@ -477,7 +455,8 @@ struct SmallBwdWarp {
 // Source:   Dao et al. 2022, FlashAttention, for dS = P (dP - delta); delta from P and dP as they are, so nothing has to
 //           be saved by the forward. Written for this project; fragments as in the PTX manual, mma.m16n8k16.
 template <class T, int kWindow, bool kCosine, bool kAligned>
-__global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const SmallBwdParams p) {
+__global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
+    small_windows_bwd(const SmallBwdParams p) {
   using Sizes = SmallBwdSizes<kWindow>;
   const WindowAttentionBwdParams& problem = p.problem;
   SmallBwdWarp<T, kWindow, kCosine> self(p);
@@ -503,12 +482,12 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
   char* image =
       static_cast<char*>(problem.dqkv) + next.b * p.image_bytes + self.head * kRowBytes + (self.lane & 3) * 16;
   bool next_image = false;
-  for (int number = 0; left > 0; --left, number ^= 1, self.turn()) {
+  for (; left > 0; --left, self.turn()) {
     const int border = next_border;
     pixels[0] = next_pixels[0];
     pixels[1] = next_pixels[1];
     copy_async_wait<0>();
-    if (kCosine) self.normalise(number);
+    if (kCosine) self.normalise();
     sync_threads();  // this window's rows are there, and nobody needs the last one's rows and scores any more
     if (next_image) image += p.image_bytes;
     if (left > 1) {
@@ -520,7 +499,7 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
     if (has_queries) {
       float s[Sizes::kKeyTiles][4], d[Sizes::kKeyTiles][4];
       bool dead[2];
-      self.probabilities(number, border, factor, s, dead);
+      self.probabilities(border, factor, s, dead);
       self.leave_scores(0, s, ones);
       self.score_gradients(s, dead, d);
       SWIN_FAST_UNROLL
@@ -530,8 +509,8 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
       }
       float of_row[2] = {1.0f, 1.0f};
       if (kCosine) {
-        of_row[0] = self.left_of(self.inverse_of(number, 0, 0));
-        of_row[1] = self.left_of(self.inverse_of(number, 0, 1));
+        of_row[0] = self.left_of(self.inverse_of(0, 0));
+        of_row[1] = self.left_of(self.inverse_of(0, 1));
       }
       self.leave_scores(1, d, of_row);
       float dq[4][4];
@@ -543,14 +522,14 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
           if (j >= Sizes::kKeyTiles) continue;
           Float2 of_key = {1.0f, 1.0f};
           if (kCosine) {
-            of_key = load_shared<Float2>(self.inverses(number, 1) + (j * 8 + self.pair()) * 4);
+            of_key = load_shared<Float2>(self.inverses(1) + (j * 8 + self.pair()) * 4);
             of_key = {self.left_of(of_key.x), self.left_of(of_key.y)};
           }
           a[i] = pack<T>(d[j][e] * of_key.x, d[j][e + 1] * of_key.y);
         }
       };
       self.sum_rows(own_scores, 1, dq);
-      self.row_gradients(number, 0, factor, dq, radial);
+      self.row_gradients(0, factor, dq, radial);
       if (kCosine) {
         SWIN_FAST_UNROLL
         for (int i = 0; i < 2; ++i) dlogit_scale += self.token(i) < self.tokens ? radial[i] : 0.0f;
@@ -565,7 +544,7 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
       self.sum_rows([&](int step, uint32_t (&a)[4]) { self.take_scores(0, step, a); }, 3, dv);
       self.leave_result(0, dv);
       self.sum_rows([&](int step, uint32_t (&a)[4]) { self.take_scores(1, step, a); }, 0, dk);
-      self.row_gradients(number, 1, factor, dk, radial);
+      self.row_gradients(1, factor, dk, radial);
       self.leave_result(1, dk);
       sync_warp();
       self.store_result(1, image + problem.nH * kRowBytes, pixels);

@@ -204,7 +204,6 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
         const int row[2] = {tile * 16 + quad, tile * 16 + quad + 8};
         const uint32_t apart[2] = {kBorder ? cut.apart_from(row[0]) : 0, kBorder ? cut.apart_from(row[1]) : 0};
         float s[Sizes::kKeyTiles][4];
-        float top[2] = {-INFINITY, -INFINITY};
         SWIN_FAST_UNROLL
         for (int j = 0; j < Sizes::kKeyTiles; ++j) {
           s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
@@ -222,38 +221,15 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
             if (kCosine) s[j][e] *= of_key[e & 1];
             s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
             if (kBorder && is_apart(apart[e >> 1], j, e)) s[j][e] += problem.mask_value;
-            if (j * 8 + pair + (e & 1) >= tokens) s[j][e] = -INFINITY;
-            top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
           }
-        }
-        float sum[2] = {0.0f, 0.0f};
-        SWIN_FAST_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
-          top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
-          // Rounded, but the same for the whole row, where it cancels: only differences of scores are told apart.
-          top[i] = top[i] == -INFINITY ? 0.0f : top[i] * kLog2E;
-        }
-        uint32_t probabilities[Sizes::kKeySteps][4];
-        SWIN_FAST_UNROLL
-        for (int j = 0; j < 2 * Sizes::kKeySteps; ++j) {
-          float weight[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-          if (j < Sizes::kKeyTiles) {
-            SWIN_FAST_UNROLL
-            for (int e = 0; e < 4; ++e) {
-              weight[e] = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1]));
-              sum[e >> 1] += weight[e];
-            }
-          }
-          probabilities[j >> 1][(j & 1) * 2] = pack<T>(weight[0], weight[1]);
-          probabilities[j >> 1][(j & 1) * 2 + 1] = pack<T>(weight[2], weight[3]);
         }
         float share[2];
+        exponentials(s, pair, tokens, share);
+        uint32_t probabilities[Sizes::kKeySteps][4];
         SWIN_FAST_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          sum[i] += shuffle_xor(sum[i], 1);
-          sum[i] += shuffle_xor(sum[i], 2);
-          share[i] = sum[i] == 0.0f ? 0.0f : reciprocal_approx(sum[i]);  // 0: every score was -inf
+        for (int i = 0; i < 4 * Sizes::kKeySteps; ++i) {
+          const int j = i >> 1, e = 2 * (i & 1);
+          probabilities[i >> 2][i & 3] = j < Sizes::kKeyTiles ? pack<T>(s[j][e], s[j][e + 1]) : 0;
         }
         SWIN_FAST_UNROLL
         for (int c = 0; c < 4; ++c) {
