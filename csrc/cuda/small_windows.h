@@ -28,6 +28,23 @@ struct SmallSizes {
   static constexpr int kBiasFloats = kRowTiles * kKeyTiles * 32 * 4;     // of a head, as fragments
 };
 
+// The rows and columns of a window's tokens. A division costs some ten instructions; for numbers below 64 a product does.
+template <int kWindow>
+struct SmallGrid {
+  int columns;
+  uint32_t reciprocal;
+
+  SWIN_FAST_DEVICE explicit SmallGrid(const WindowAttentionParams& problem)
+      : columns(kWindow == 0 ? problem.window_size[1] : kWindow),
+        reciprocal(65536u / static_cast<uint32_t>(columns) + 1) {}
+
+  SWIN_FAST_DEVICE int row(int token) const {
+    if (kWindow == 8) return token >> 3;
+    return static_cast<int>(static_cast<uint32_t>(token) * reciprocal >> 16);
+  }
+  SWIN_FAST_DEVICE int column(int token) const { return token - row(token) * columns; }
+};
+
 // The rows of a head in one image, at the chunk of this lane.
 struct QkvRows {
   const uint16_t *q, *padding;
@@ -59,7 +76,7 @@ template <int kWindow>
 SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, int first_head, int heads,
                                           char* fragments) {
   using Sizes = SmallSizes<kWindow>;
-  const int tokens = problem.window_area(), columns = kWindow == 0 ? problem.window_size[1] : kWindow;
+  const int tokens = problem.window_area(), columns = SmallGrid<kWindow>(problem).columns;
   for (int i = threadIdx.x; i < heads * Sizes::kBiasFloats; i += blockDim.x) {
     const int place = i % Sizes::kBiasFloats, of_lane = place / 4 % 32, tile = place / 128;
     const int row = tile / Sizes::kKeyTiles * 16 + of_lane / 4 + (place & 2) * 4;
@@ -74,23 +91,23 @@ SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, 
 // another one than a query. Bit 2 * j + i is key i of the two that it has in tile j of 8.
 template <int kWindow>
 struct Border {
-  int row, column, columns;
+  const SmallGrid<kWindow>& grid;
+  int row, column;
   uint32_t behind_row = 0, behind_column = 0;
 
-  SWIN_FAST_DEVICE Border(int border_row, int border_column, int columns_, int pair)
-      : row(border_row), column(border_column), columns(columns_) {
+  SWIN_FAST_DEVICE Border(const SmallGrid<kWindow>& grid_, int border_row, int border_column, int pair)
+      : grid(grid_), row(border_row), column(border_column) {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2 * SmallSizes<kWindow>::kKeyTiles; ++i) {
-      const int key = (i >> 1) * 8 + pair + (i & 1), key_row = key / columns;
-      behind_row |= static_cast<uint32_t>(key_row >= row) << i;
-      behind_column |= static_cast<uint32_t>(key - key_row * columns >= column) << i;
+      const int key = (i >> 1) * 8 + pair + (i & 1);
+      behind_row |= static_cast<uint32_t>(grid.row(key) >= row) << i;
+      behind_column |= static_cast<uint32_t>(grid.column(key) >= column) << i;
     }
   }
 
   SWIN_FAST_DEVICE uint32_t apart_from(int query) const {
-    const int query_row = query / columns;
-    return (query_row >= row ? ~behind_row : behind_row) |
-           (query - query_row * columns >= column ? ~behind_column : behind_column);
+    return (grid.row(query) >= row ? ~behind_row : behind_row) |
+           (grid.column(query) >= column ? ~behind_column : behind_column);
   }
 };
 

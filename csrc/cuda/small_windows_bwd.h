@@ -45,7 +45,8 @@ struct SmallBwdSizes : SmallSizes<kWindow> {
   static constexpr int kZeros = kResults + kSmallBwdWarps * 2 * kResultBytes;  // a row of scores that do not exist
   static constexpr int kSums = kZeros + kScoreRowBytes;                        // dk and dv of padding, of each warp
   static constexpr int kInverses = kSums + kSmallBwdWarps * 2 * kHeadDim * 4;  // of two windows, q and k: 1 / |row|
-  static constexpr int kBias = kInverses + 2 * 2 * 64 * 4;
+  static constexpr int kPixels = kInverses + 2 * 2 * 64 * 4;                   // of the tokens of two windows
+  static constexpr int kBias = kPixels + 2 * 64 * 4;
   static constexpr size_t kBytes = kBias + size_t{4} * SmallSizes<kWindow>::kBiasFloats;
 };
 
@@ -73,7 +74,7 @@ SmallBwdParams cut_small_bwd(const WindowAttentionBwdParams& problem, int multip
   return p;
 }
 
-constexpr int kPadding = -1;  // in place of the pixel of a token
+constexpr int kPadding = -1, kNone = -2;  // in place of the pixel of a token
 
 // Brings the rows of the warp's tokens to shared memory, four lanes a row: those of two tokens to a lane.
 template <class T, int kWindow, bool kAligned>
@@ -82,17 +83,17 @@ struct SmallBwdFetch {
   const SmallBwdParams& p;
   QkvRows rows;              // of an image
   const uint16_t* grad_out;  // of the image, at the chunk of this lane
-  int tokens, columns;
+  int tokens;
+  SmallGrid<kWindow> grid;
   int to;  // where a chunk of the first token goes, in the set of rows that is next
 
-  SWIN_FAST_DEVICE SmallBwdFetch(const SmallBwdParams& params, int64_t b, int lane, int first, int head, int tokens_,
-                                 int columns_)
+  SWIN_FAST_DEVICE SmallBwdFetch(const SmallBwdParams& params, int64_t b, int lane, int first, int head, int tokens_)
       : p(params),
         rows(params.problem, b, head, lane & 3),
         grad_out(static_cast<const uint16_t*>(params.problem.grad_out) + b * params.problem.grad_out_stride[0] +
                  head * kHeadDim + (lane & 3) * 8),
         tokens(tokens_),
-        columns(columns_),
+        grid(params.problem),
         to(Sizes::kRows + first * kRowBytes + swizzled(first, lane & 3)) {}
 
   SWIN_FAST_DEVICE void next_image() {
@@ -100,12 +101,18 @@ struct SmallBwdFetch {
     grad_out += p.problem.grad_out_stride[0];
   }
 
-  // Begins to bring one window of the image, and gives the pixels of the tokens, and the row (times 256) and column that
-  // another shift region begins with, or 0 where none does.
-  SWIN_FAST_DEVICE int operator()(const Windows::Place& window, int (&pixels)[2]) {
-    const auto W = static_cast<int32_t>(p.problem.W);
+  // Begins to bring one window of the image, and leaves the pixels of the tokens. Gives the row (times 256) and column
+  // that another shift region begins with, or 0 where none does.
+  SWIN_FAST_DEVICE int operator()(const Windows::Place& window) {
+    // Tokens, rows and columns are made from what changes from window to window, or they were kept in registers.
+    const int first = to >> 6 & 63, set = to & Sizes::kSetBytes;
+    char* const rows_of_set = shared_memory() + to;
+    char* const pixels = shared_memory() + Sizes::kPixels + set / (Sizes::kSetBytes / 256) + first * 4;
     const auto bring = [&](int half, int y, int x, bool real) {
-      char* const at = shared_memory() + to + half * 8 * kRowBytes;
+      if ((threadIdx.x & 3) == 0) {
+        store_shared(pixels + half * 32, real ? y * static_cast<int32_t>(p.problem.W) + x : kPadding);
+      }
+      char* const at = rows_of_set + half * 8 * kRowBytes;
       const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
       SWIN_FAST_UNROLL
       for (int which = 0; which < 3; ++which) {
@@ -114,31 +121,22 @@ struct SmallBwdFetch {
       const int64_t grad_offset = int64_t{y} * p.grad_stride_y + int64_t{x} * p.grad_stride_x;
       fetch_chunk<kAligned>(at + 3 * Sizes::kTileBytes, real ? grad_out + grad_offset : grad_out, real);
     };
-    int row[2], column[2];  // of the tokens, in the window: made from what changes, or they were kept in registers
-    bool exists[2];
-    SWIN_FAST_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int token = (to / kRowBytes & 63) + half * 8;
-      exists[half] = token < tokens;
-      row[half] = token / columns;
-      column[half] = token - row[half] * columns;
-    }
     const bool whole = p.all.is_whole(window);
     if (whole) {  // it has no border, then
       const int y = window.y * p.all.y.window + static_cast<int32_t>(p.all.y.roll);
       const int x = window.x * p.all.x.window + static_cast<int32_t>(p.all.x.roll);
       SWIN_FAST_UNROLL
       for (int half = 0; half < 2; ++half) {
-        pixels[half] = (y + row[half]) * W + x + column[half];
-        if (exists[half]) bring(half, y + row[half], x + column[half], true);
+        const int token = first + half * 8;
+        if (token < tokens) bring(half, y + grid.row(token), x + grid.column(token), true);
       }
     } else {
       SWIN_FAST_UNROLL
       for (int half = 0; half < 2; ++half) {
+        const int token = first + half * 8;
         int y, x;
-        const bool real = p.all.pixel(window, row[half], column[half], &y, &x);
-        pixels[half] = real ? y * W + x : kPadding;
-        if (exists[half]) bring(half, y, x, real);
+        const bool real = p.all.pixel(window, grid.row(token), grid.column(token), &y, &x);
+        if (token < tokens) bring(half, y, x, real);
       }
     }
     copy_async_commit();
@@ -154,7 +152,8 @@ struct SmallBwdWarp {
   using Sizes = SmallBwdSizes<kWindow>;
   const SmallBwdParams& p;
   const WindowAttentionBwdParams& problem;
-  int lane, warp, head, tokens, columns;
+  int lane, warp, head, tokens;
+  SmallGrid<kWindow> grid;
   char* const memory = shared_memory();
   // Where the lane reads first, in the set of rows in work: 16 rows by the first or the last 16 columns, and 8 rows by
   // all 32. They change from window to window, or the compiler would rather compute them anew each time.
@@ -170,7 +169,7 @@ struct SmallBwdWarp {
         warp(threadIdx.x >> 5),
         head(blockIdx.x % params.problem.nH),
         tokens(kWindow == 0 ? params.problem.window_area() : Sizes::kTokens),
-        columns(kWindow == 0 ? params.problem.window_size[1] : kWindow) {
+        grid(params.problem) {
     square[0] = (lane & 15) * kRowBytes + swizzled(lane & 15, lane >> 4);
     square[1] = square[0] ^ 32;
     strip = (lane & 7) * kRowBytes + swizzled(lane & 7, lane >> 3);
@@ -197,6 +196,12 @@ struct SmallBwdWarp {
   SWIN_FAST_DEVICE int pair() const { return (lane & 3) * 2; }
   // The token of row quad() or quad() + 8 of the warp's tile.
   SWIN_FAST_DEVICE int token(int half) const { return warp * 16 + half * 8 + quad(); }
+  // The pixel of a token of the warp, kPadding, or kNone.
+  SWIN_FAST_DEVICE int pixel(int half) const {
+    const char* const all = memory + Sizes::kPixels + (square[0] & Sizes::kSetBytes) / (Sizes::kSetBytes / 256);
+    return token(half) < tokens ? load_shared<int>(all + token(half) * 4) : kNone;
+  }
+
   // 1 / |row| of all rows of q or k of the window in work.
   SWIN_FAST_DEVICE char* inverses(int tensor) const {
     return memory + Sizes::kInverses + (square[0] & Sizes::kSetBytes) / (Sizes::kSetBytes / 512) + tensor * 256;
@@ -298,7 +303,7 @@ struct SmallBwdWarp {
       for (int e = 0; e < 4; ++e) s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
     }
     if (border != 0) {
-      const Border<kWindow> cut(border >> 8, border & 255, columns, pair());
+      const Border<kWindow> cut(grid, border >> 8, border & 255, pair());
       const uint32_t apart[2] = {cut.apart_from(token(0)), cut.apart_from(token(1))};
       SWIN_FAST_UNROLL
       for (int j = 0; j < Sizes::kKeyTiles; ++j) {
@@ -412,17 +417,12 @@ struct SmallBwdWarp {
       store_shared(to + 8 * kRowBytes, pack<T>(d[c][2], d[c][3]));
     }
   }
-  SWIN_FAST_DEVICE void store_result(int which, char* image, const int (&pixels)[2]) const {
+  SWIN_FAST_DEVICE void store_result(int which, char* const (&to)[2], const int (&pixels)[2]) const {
     const char* const from = memory + (chunk_of_results ^ (which * Sizes::kResultBytes));
     SWIN_FAST_UNROLL
     for (int half = 0; half < 2; ++half) {
-      if (token(half) >= tokens || pixels[half] == kPadding) continue;
-      store_global(image + int64_t{pixels[half]} * p.row_bytes, load_shared<UInt4>(from + half * 8 * kRowBytes));
+      if (pixels[half] >= 0) store_global(to[half], load_shared<UInt4>(from + half * 8 * kRowBytes));
     }
-  }
-
-  SWIN_FAST_DEVICE bool is_padding(int half, const int (&pixels)[2]) const {
-    return token(half) < tokens && pixels[half] == kPadding;
   }
 
   // Adds the gradients of tokens that are padding to the warp's sums, of k (0) or v (1). A lane meets its own again.
@@ -431,8 +431,8 @@ struct SmallBwdWarp {
     for (int c = 0; c < 4; ++c) {
       SWIN_FAST_UNROLL
       for (int e = 0; e < 2; ++e) {
-        float sum = is_padding(0, pixels) ? d[c][e] : 0.0f;
-        sum += is_padding(1, pixels) ? d[c][e + 2] : 0.0f;
+        float sum = pixels[0] == kPadding ? d[c][e] : 0.0f;
+        sum += pixels[1] == kPadding ? d[c][e + 2] : 0.0f;
         sum += shuffle_xor(sum, 4);
         sum += shuffle_xor(sum, 8);
         sum += shuffle_xor(sum, 16);
@@ -464,9 +464,8 @@ __global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
   const int64_t first = owner * p.all.of_all / p.parts.owners;
   auto left = static_cast<int32_t>((owner + 1) * p.all.of_all / p.parts.owners - first);
   Windows::Place next = p.all.place(first);
-  SmallBwdFetch<T, kWindow, kAligned> fetch(p, next.b, self.lane, self.token(0), self.head, self.tokens, self.columns);
-  int pixels[2], next_pixels[2];
-  int next_border = fetch(next, next_pixels);
+  SmallBwdFetch<T, kWindow, kAligned> fetch(p, next.b, self.lane, self.token(0), self.head, self.tokens);
+  int next_border = fetch(next);
 
   for (int at = 16 * threadIdx.x; at < Sizes::kInverses; at += 16 * kSmallBwdThreads) {
     if (at < 2 * Sizes::kSetBytes && at / kRowBytes % 64 < self.tokens) continue;
@@ -484,8 +483,6 @@ __global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
   bool next_image = false;
   for (; left > 0; --left, self.turn()) {
     const int border = next_border;
-    pixels[0] = next_pixels[0];
-    pixels[1] = next_pixels[1];
     copy_async_wait<0>();
     if (kCosine) self.normalise();
     sync_threads();  // this window's rows are there, and nobody needs the last one's rows and scores any more
@@ -493,9 +490,11 @@ __global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
     if (left > 1) {
       next_image = p.all.advance(&next);
       if (next_image) fetch.next_image();
-      next_border = fetch(next, next_pixels);
+      next_border = fetch(next);
     }
     float radial[2];
+    int pixels[2] = {kNone, kNone};
+    char* to[2];
     if (has_queries) {
       float s[Sizes::kKeyTiles][4], d[Sizes::kKeyTiles][4];
       bool dead[2];
@@ -536,7 +535,12 @@ __global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
       }
       self.leave_result(0, dq);
       sync_warp();
-      self.store_result(0, image, pixels);
+      SWIN_FAST_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        pixels[half] = self.pixel(half);
+        to[half] = image + int64_t{pixels[half]} * p.row_bytes;
+      }
+      self.store_result(0, to, pixels);
     }
     sync_threads();  // the scores of all queries are there
     if (has_queries) {
@@ -547,9 +551,11 @@ __global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
       self.row_gradients(1, factor, dk, radial);
       self.leave_result(1, dk);
       sync_warp();
-      self.store_result(1, image + problem.nH * kRowBytes, pixels);
-      self.store_result(0, image + 2 * problem.nH * kRowBytes, pixels);
-      if (problem.pad_value != nullptr && any_lane(self.is_padding(0, pixels) || self.is_padding(1, pixels))) {
+      for (char*& row : to) row += problem.nH * kRowBytes;
+      self.store_result(1, to, pixels);
+      for (char*& row : to) row += problem.nH * kRowBytes;
+      self.store_result(0, to, pixels);
+      if (problem.pad_value != nullptr && any_lane(pixels[0] == kPadding || pixels[1] == kPadding)) {
         self.add_padding(0, dk, pixels);
         self.add_padding(1, dv, pixels);
       }

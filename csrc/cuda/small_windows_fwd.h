@@ -63,15 +63,15 @@ struct SmallWarp {
   using Sizes = SmallFwdSizes<kWindow>;
   const SmallFwdParams& p;
   int lane, head, tokens;
+  SmallGrid<kWindow> grid;
   char* zeros;
   char* rows[4];  // k, v, q and the other q
 
   SWIN_FAST_DEVICE SmallWarp(const SmallFwdParams& params, int lane_, int head_, char* zeros_, char* memory)
-      : p(params), lane(lane_), head(head_), tokens(params.problem.window_area()), zeros(zeros_) {
+      : p(params), lane(lane_), head(head_), tokens(params.problem.window_area()), grid(params.problem), zeros(zeros_) {
     for (int i = 0; i < 4; ++i) rows[i] = memory + i * Sizes::kTileBytes;
   }
 
-  SWIN_FAST_DEVICE int columns() const { return kWindow == 0 ? p.problem.window_size[1] : kWindow; }
   SWIN_FAST_DEVICE int count() const { return kWindow == 0 ? tokens : Sizes::kTokens; }
   SWIN_FAST_DEVICE char* at(char* base, int row, int chunk) const {
     return row < count() ? base + row * kRowBytes + swizzled(row, chunk)
@@ -79,8 +79,7 @@ struct SmallWarp {
   }
 
   SWIN_FAST_DEVICE bool pixel(const Windows::Place& window, int token, int* y, int* x) const {
-    const int row = token / columns();
-    return p.all.pixel(window, row, token - row * columns(), y, x);
+    return p.all.pixel(window, grid.row(token), grid.column(token), y, x);
   }
 
   // Rows of one window on their way into shared memory.
@@ -126,7 +125,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
   char* const fragments = zeros + kZeroBytes;
   char* const warps = fragments + size_t{4} * Sizes::kBiasFloats * p.heads;
   SmallWarp<T, kWindow> self(p, lane, group * p.heads + head_slot, zeros, warps + warp * Sizes::kWarpBytes);
-  const int tokens = self.count(), columns = self.columns();
+  const int tokens = self.count();
 
   const int64_t stride = int64_t{p.blocks} * p.windows;
   int64_t window = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
@@ -185,7 +184,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
     }
     const auto attend = [&](auto has_border) {
       constexpr bool kBorder = decltype(has_border)::value;
-      const Border<kWindow> cut(p.all.border_row(place), p.all.border_column(place), columns, pair);
+      const Border<kWindow> cut(self.grid, p.all.border_row(place), p.all.border_column(place), pair);
       SWIN_FAST_UNROLL
       for (int tile = 0; tile < Sizes::kRowTiles; ++tile) {
         uint32_t q[2][4];
