@@ -4,6 +4,7 @@
 // shared memory.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "primitives.h"
@@ -25,6 +26,23 @@ struct SmallSizes {
   static constexpr int kKeyTiles = (kTokens + 7) / 8;                    // of 8 keys
   static constexpr int kKeySteps = (kTokens + 15) / 16;                  // of 16 keys, where they are summed over
   static constexpr int kBiasFloats = kRowTiles * kKeyTiles * 32 * 4;     // of a head, as fragments
+};
+
+// The rows and columns of a window's tokens. A division costs some ten instructions; for numbers below 64 a product does.
+template <int kWindow>
+struct SmallGrid {
+  int columns;
+  uint32_t reciprocal;
+
+  SWIN_FAST_DEVICE explicit SmallGrid(const WindowAttentionParams& problem)
+      : columns(kWindow == 0 ? problem.window_size[1] : kWindow),
+        reciprocal(65536u / static_cast<uint32_t>(columns) + 1) {}
+
+  SWIN_FAST_DEVICE int row(int token) const {
+    if (kWindow == 8) return token >> 3;
+    return static_cast<int>(static_cast<uint32_t>(token) * reciprocal >> 16);
+  }
+  SWIN_FAST_DEVICE int column(int token) const { return token - row(token) * columns; }
 };
 
 // The rows of a head in one image, at the chunk of this lane.
@@ -58,7 +76,7 @@ template <int kWindow>
 SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, int first_head, int heads,
                                           char* fragments) {
   using Sizes = SmallSizes<kWindow>;
-  const int tokens = problem.window_area(), columns = kWindow == 0 ? problem.window_size[1] : kWindow;
+  const int tokens = problem.window_area(), columns = SmallGrid<kWindow>(problem).columns;
   for (int i = threadIdx.x; i < heads * Sizes::kBiasFloats; i += blockDim.x) {
     const int place = i % Sizes::kBiasFloats, of_lane = place / 4 % 32, tile = place / 128;
     const int row = tile / Sizes::kKeyTiles * 16 + of_lane / 4 + (place & 2) * 4;
@@ -69,22 +87,68 @@ SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, 
   }
 }
 
-// The shift regions of the keys whose scores a lane holds, four bits each.
+// Where a window is cut into shift regions: which keys of a lane, of those whose scores it holds in accumulators, lie in
+// another one than a query. Bit 2 * j + i is key i of the two that it has in tile j of 8.
 template <int kWindow>
-struct KeyRegions {
-  uint32_t regions[2] = {0, 0};
+struct Border {
+  const SmallGrid<kWindow>& grid;
+  int row, column;
+  uint32_t behind_row = 0, behind_column = 0;
 
-  template <class Region>
-  SWIN_FAST_DEVICE void find(int pair, const Region& region) {
+  SWIN_FAST_DEVICE Border(const SmallGrid<kWindow>& grid_, int border_row, int border_column, int pair)
+      : grid(grid_), row(border_row), column(border_column) {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2 * SmallSizes<kWindow>::kKeyTiles; ++i) {
-      regions[i >> 3] |= static_cast<uint32_t>(region((i >> 1) * 8 + pair + (i & 1))) << 4 * (i & 7);
+      const int key = (i >> 1) * 8 + pair + (i & 1);
+      behind_row |= static_cast<uint32_t>(grid.row(key) >= row) << i;
+      behind_column |= static_cast<uint32_t>(grid.column(key) >= column) << i;
     }
   }
-  // Of the key that element e of the accumulators of a tile of keys belongs to.
-  SWIN_FAST_DEVICE uint32_t of(int tile, int e) const {
-    return regions[tile >> 2] >> 4 * (2 * (tile & 3) + (e & 1)) & 15;
+
+  SWIN_FAST_DEVICE uint32_t apart_from(int query) const {
+    return (grid.row(query) >= row ? ~behind_row : behind_row) |
+           (grid.column(query) >= column ? ~behind_column : behind_column);
   }
 };
+
+// Whether a lane's element e of the accumulators of tile j is of a key that is apart.
+SWIN_FAST_DEVICE bool is_apart(uint32_t apart, int j, int e) { return (apart >> (2 * j + (e & 1)) & 1) != 0; }
+
+// Of the two rows of scores that a lane has a part of: exponentials in place of the scores, relative to the largest one
+// of a row, and the reciprocal of their sum, or 0 where every score is -inf.
+template <int kKeyTiles>
+SWIN_FAST_DEVICE void exponentials(float (&s)[kKeyTiles][4], int pair, int tokens, float (&share)[2]) {
+  float top[2] = {-INFINITY, -INFINITY};
+  SWIN_FAST_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) {
+    SWIN_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      if (j * 8 + pair + (e & 1) >= tokens) s[j][e] = -INFINITY;
+      top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
+    }
+  }
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
+    top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
+    // Rounded, but the same for the whole row, where it cancels: only differences of scores are told apart.
+    top[i] = top[i] == -INFINITY ? 0.0f : top[i] * kLog2E;
+  }
+  float sum[2] = {0.0f, 0.0f};
+  SWIN_FAST_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) {
+    SWIN_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      s[j][e] = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1]));
+      sum[e >> 1] += s[j][e];
+    }
+  }
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    sum[i] += shuffle_xor(sum[i], 1);
+    sum[i] += shuffle_xor(sum[i], 2);
+    share[i] = sum[i] == 0.0f ? 0.0f : reciprocal_approx(sum[i]);
+  }
+}
 
 }  // namespace swin_fast::cuda

@@ -26,6 +26,11 @@ struct SmallBwdParams {
 constexpr int kSmallBwdWarps = 4;
 constexpr int kSmallBwdThreads = 32 * kSmallBwdWarps;
 
+// Blocks that run on a multiprocessor at the same time: registers are for so many. Where a window's side is not known,
+// its tokens and columns take some too, and three blocks would have to spill.
+template <int kWindow>
+constexpr int kSmallBwdBlocks = kWindow == 0 ? 2 : 3;
+
 // A block's shared memory, in bytes. Rows that do not exist are zeros, written once: nothing asks for them.
 template <int kWindow>
 struct SmallBwdSizes : SmallSizes<kWindow> {
@@ -40,7 +45,8 @@ struct SmallBwdSizes : SmallSizes<kWindow> {
   static constexpr int kZeros = kResults + kSmallBwdWarps * 2 * kResultBytes;  // a row of scores that do not exist
   static constexpr int kSums = kZeros + kScoreRowBytes;                        // dk and dv of padding, of each warp
   static constexpr int kInverses = kSums + kSmallBwdWarps * 2 * kHeadDim * 4;  // of two windows, q and k: 1 / |row|
-  static constexpr int kBias = kInverses + 2 * 2 * 64 * 4;
+  static constexpr int kPixels = kInverses + 2 * 2 * 64 * 4;                   // of the tokens of two windows
+  static constexpr int kBias = kPixels + 2 * 64 * 4;
   static constexpr size_t kBytes = kBias + size_t{4} * SmallSizes<kWindow>::kBiasFloats;
 };
 
@@ -61,14 +67,14 @@ SmallBwdParams cut_small_bwd(const WindowAttentionBwdParams& problem, int multip
                    3 * problem.nH * kRowBytes,
                    problem.H * problem.W * 3 * problem.nH * kRowBytes,
                    {}};
-  // As many blocks as run at the same time: registers allow three on a multiprocessor.
-  const size_t beside = std::clamp(shared_memory / SmallBwdSizes<kWindow>::kBytes, size_t{1}, size_t{3});
-  const int64_t owners = std::max(int64_t{1}, static_cast<int64_t>(beside) * multiprocessors / problem.nH);
+  const auto beside = static_cast<int64_t>(shared_memory / SmallBwdSizes<kWindow>::kBytes);
+  const int64_t blocks = std::clamp(beside, int64_t{1}, int64_t{kSmallBwdBlocks<kWindow>}) * multiprocessors;
+  const int64_t owners = std::max(int64_t{1}, blocks / problem.nH);
   p.parts = Parts::at(nullptr, problem, static_cast<int32_t>(std::min(owners, p.all.of_all)));
   return p;
 }
 
-constexpr int kPadding = -1;  // in place of the pixel of a token
+constexpr int kPadding = -1, kNone = -2;  // in place of the pixel of a token
 
 // Brings the rows of the warp's tokens to shared memory, four lanes a row: those of two tokens to a lane.
 template <class T, int kWindow, bool kAligned>
@@ -77,36 +83,36 @@ struct SmallBwdFetch {
   const SmallBwdParams& p;
   QkvRows rows;              // of an image
   const uint16_t* grad_out;  // of the image, at the chunk of this lane
-  int row[2], column[2];     // of the tokens, in the window
-  bool exists[2];
-  int to;  // of the first token, in a set of rows
+  int tokens;
+  SmallGrid<kWindow> grid;
+  int to;  // where a chunk of the first token goes, in the set of rows that is next
 
-  SWIN_FAST_DEVICE SmallBwdFetch(const SmallBwdParams& params, int64_t b, int lane, int first, int head, int tokens,
-                                 int columns)
+  SWIN_FAST_DEVICE SmallBwdFetch(const SmallBwdParams& params, int64_t b, int lane, int first, int head, int tokens_)
       : p(params),
         rows(params.problem, b, head, lane & 3),
         grad_out(static_cast<const uint16_t*>(params.problem.grad_out) + b * params.problem.grad_out_stride[0] +
                  head * kHeadDim + (lane & 3) * 8),
-        to(first * kRowBytes + swizzled(first, lane & 3)) {
-    SWIN_FAST_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int token = first + half * 8;
-      exists[half] = token < tokens;
-      row[half] = token / columns;
-      column[half] = token - row[half] * columns;
-    }
-  }
+        tokens(tokens_),
+        grid(params.problem),
+        to(Sizes::kRows + first * kRowBytes + swizzled(first, lane & 3)) {}
 
   SWIN_FAST_DEVICE void next_image() {
     rows.q += p.problem.qkv_stride[0];
     grad_out += p.problem.grad_out_stride[0];
   }
 
-  // Begins to bring one window of the image, and gives the pixels of the tokens, and whether the window has a border.
-  SWIN_FAST_DEVICE bool operator()(const Windows::Place& window, char* set, int (&pixels)[2]) const {
-    const auto W = static_cast<int32_t>(p.problem.W);
+  // Begins to bring one window of the image, and leaves the pixels of the tokens. Gives the row (times 256) and column
+  // that another shift region begins with, or 0 where none does.
+  SWIN_FAST_DEVICE int operator()(const Windows::Place& window) {
+    // Tokens, rows and columns are made from what changes from window to window, or they were kept in registers.
+    const int first = to >> 6 & 63, set = to & Sizes::kSetBytes;
+    char* const rows_of_set = shared_memory() + to;
+    char* const pixels = shared_memory() + Sizes::kPixels + set / (Sizes::kSetBytes / 256) + first * 4;
     const auto bring = [&](int half, int y, int x, bool real) {
-      char* const at = set + to + half * 8 * kRowBytes;
+      if ((threadIdx.x & 3) == 0) {
+        store_shared(pixels + half * 32, real ? y * static_cast<int32_t>(p.problem.W) + x : kPadding);
+      }
+      char* const at = rows_of_set + half * 8 * kRowBytes;
       const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
       SWIN_FAST_UNROLL
       for (int which = 0; which < 3; ++which) {
@@ -121,20 +127,21 @@ struct SmallBwdFetch {
       const int x = window.x * p.all.x.window + static_cast<int32_t>(p.all.x.roll);
       SWIN_FAST_UNROLL
       for (int half = 0; half < 2; ++half) {
-        pixels[half] = (y + row[half]) * W + x + column[half];
-        if (exists[half]) bring(half, y + row[half], x + column[half], true);
+        const int token = first + half * 8;
+        if (token < tokens) bring(half, y + grid.row(token), x + grid.column(token), true);
       }
     } else {
       SWIN_FAST_UNROLL
       for (int half = 0; half < 2; ++half) {
+        const int token = first + half * 8;
         int y, x;
-        const bool real = p.all.pixel(window, row[half], column[half], &y, &x);
-        pixels[half] = real ? y * W + x : kPadding;
-        if (exists[half]) bring(half, y, x, real);
+        const bool real = p.all.pixel(window, grid.row(token), grid.column(token), &y, &x);
+        if (token < tokens) bring(half, y, x, real);
       }
     }
     copy_async_commit();
-    return !whole && p.all.has_border(window);
+    to ^= Sizes::kSetBytes;
+    return whole ? 0 : p.all.border_row(window) << 8 | p.all.border_column(window);
   }
 };
 
@@ -145,7 +152,8 @@ struct SmallBwdWarp {
   using Sizes = SmallBwdSizes<kWindow>;
   const SmallBwdParams& p;
   const WindowAttentionBwdParams& problem;
-  int lane, warp, head, tokens, columns;
+  int lane, warp, head, tokens;
+  SmallGrid<kWindow> grid;
   char* const memory = shared_memory();
   // Where the lane reads first, in the set of rows in work: 16 rows by the first or the last 16 columns, and 8 rows by
   // all 32. They change from window to window, or the compiler would rather compute them anew each time.
@@ -161,7 +169,7 @@ struct SmallBwdWarp {
         warp(threadIdx.x >> 5),
         head(blockIdx.x % params.problem.nH),
         tokens(kWindow == 0 ? params.problem.window_area() : Sizes::kTokens),
-        columns(kWindow == 0 ? params.problem.window_size[1] : kWindow) {
+        grid(params.problem) {
     square[0] = (lane & 15) * kRowBytes + swizzled(lane & 15, lane >> 4);
     square[1] = square[0] ^ 32;
     strip = (lane & 7) * kRowBytes + swizzled(lane & 7, lane >> 3);
@@ -188,20 +196,27 @@ struct SmallBwdWarp {
   SWIN_FAST_DEVICE int pair() const { return (lane & 3) * 2; }
   // The token of row quad() or quad() + 8 of the warp's tile.
   SWIN_FAST_DEVICE int token(int half) const { return warp * 16 + half * 8 + quad(); }
-  SWIN_FAST_DEVICE char* set(int number) const { return memory + Sizes::kRows + number * Sizes::kSetBytes; }
-  SWIN_FAST_DEVICE char* inverses(int number, int tensor) const {
-    return memory + Sizes::kInverses + number * 512 + tensor * 256;
+  // The pixel of a token of the warp, kPadding, or kNone.
+  SWIN_FAST_DEVICE int pixel(int half) const {
+    const char* const all = memory + Sizes::kPixels + (square[0] & Sizes::kSetBytes) / (Sizes::kSetBytes / 256);
+    return token(half) < tokens ? load_shared<int>(all + token(half) * 4) : kNone;
+  }
+
+  // 1 / |row| of all rows of q or k of the window in work.
+  SWIN_FAST_DEVICE char* inverses(int tensor) const {
+    return memory + Sizes::kInverses + (square[0] & Sizes::kSetBytes) / (Sizes::kSetBytes / 512) + tensor * 256;
   }
   SWIN_FAST_DEVICE char* sums() const { return memory + Sizes::kSums + warp * 2 * kHeadDim * 4; }
 
   // Cosine attention: 1 / |row| of the rows of q and k that this lane has fetched a chunk of. 1 / |row| may be 1e12,
   // which float16 does not hold: there its power of two goes to the row, where it rounds nothing that matters, and what
   // is left of it, between 1 and 2, to the gradients of scores. bfloat16 takes it there whole.
-  SWIN_FAST_DEVICE void normalise(int number) const {
+  SWIN_FAST_DEVICE void normalise() const {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int own = token(i & 1), tensor = i >> 1;
-      char* const chunk = set(number) + tensor * Sizes::kTileBytes + own * kRowBytes + swizzled(own, lane & 3);
+      char* const chunk = memory + Sizes::kRows + (square[0] & Sizes::kSetBytes) + tensor * Sizes::kTileBytes +
+                          own * kRowBytes + swizzled(own, lane & 3);
       UInt4 eight = {0, 0, 0, 0};
       if (own < tokens) eight = load_shared<UInt4>(chunk);
       uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
@@ -216,14 +231,14 @@ struct SmallBwdWarp {
         }
         store_shared(chunk, UInt4{pairs[0], pairs[1], pairs[2], pairs[3]});
       }
-      if ((lane & 3) == 0) store_shared(inverses(number, tensor) + own * 4, inverse);
+      if ((lane & 3) == 0) store_shared(inverses(tensor) + own * 4, inverse);
     }
   }
 
   // What is left of 1 / |row| for a row in shared memory.
   SWIN_FAST_DEVICE static float left_of(float inverse) { return is_half<T> ? fraction_of(inverse) : inverse; }
-  SWIN_FAST_DEVICE float inverse_of(int number, int tensor, int half) const {
-    return load_shared<float>(inverses(number, tensor) + token(half) * 4);
+  SWIN_FAST_DEVICE float inverse_of(int tensor, int half) const {
+    return load_shared<float>(inverses(tensor) + token(half) * 4);
   }
 
   // The warp's own rows of a tile: of q, k, v or grad_out, as they are numbered.
@@ -266,13 +281,13 @@ struct SmallBwdWarp {
   }
 
   // The probabilities of the warp's queries; true where a row of scores is wholly -inf.
-  SWIN_FAST_DEVICE void probabilities(int number, const Windows::Place& window, bool border, float factor,
-                                      float (&s)[Sizes::kKeyTiles][4], bool (&dead)[2]) const {
+  SWIN_FAST_DEVICE void probabilities(int border, float factor, float (&s)[Sizes::kKeyTiles][4],
+                                      bool (&dead)[2]) const {
     times_keys(0, 1, s);
     float of_row[2] = {factor, factor};
     if (kCosine) {
-      of_row[0] *= left_of(inverse_of(number, 0, 0));
-      of_row[1] *= left_of(inverse_of(number, 0, 1));
+      of_row[0] *= left_of(inverse_of(0, 0));
+      of_row[1] *= left_of(inverse_of(0, 1));
     }
     const char* const bias = memory + Sizes::kBias + warp * Sizes::kKeyTiles * 512 + lane * 16;
     SWIN_FAST_UNROLL
@@ -280,64 +295,32 @@ struct SmallBwdWarp {
       const auto own = load_shared<Float4>(bias + j * 512);
       const float added[4] = {own.x, own.y, own.z, own.w};
       if (kCosine) {
-        const auto of_key = load_shared<Float2>(inverses(number, 1) + (j * 8 + pair()) * 4);
+        const auto of_key = load_shared<Float2>(inverses(1) + (j * 8 + pair()) * 4);
         SWIN_FAST_UNROLL
         for (int e = 0; e < 4; ++e) s[j][e] *= left_of(e & 1 ? of_key.y : of_key.x);
       }
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
     }
-    if (border) {
-      const auto region = [&](int of) {
-        const int row = of / columns;
-        return p.all.region(window, row, of - row * columns);
-      };
-      KeyRegions<kWindow> keys;
-      keys.find(pair(), region);
-      const uint32_t own[2] = {static_cast<uint32_t>(region(token(0))), static_cast<uint32_t>(region(token(1)))};
+    if (border != 0) {
+      const Border<kWindow> cut(grid, border >> 8, border & 255, pair());
+      const uint32_t apart[2] = {cut.apart_from(token(0)), cut.apart_from(token(1))};
       SWIN_FAST_UNROLL
       for (int j = 0; j < Sizes::kKeyTiles; ++j) {
         SWIN_FAST_UNROLL
         for (int e = 0; e < 4; ++e) {
-          if (keys.of(j, e) != own[e >> 1]) s[j][e] += problem.mask_value;
+          if (is_apart(apart[e >> 1], j, e)) s[j][e] += problem.mask_value;
         }
       }
     }
-    float top[2] = {-INFINITY, -INFINITY};
+    float share[2];
+    exponentials(s, pair(), tokens, share);
+    dead[0] = share[0] == 0.0f;
+    dead[1] = share[1] == 0.0f;
     SWIN_FAST_UNROLL
     for (int j = 0; j < Sizes::kKeyTiles; ++j) {
       SWIN_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        if (j * 8 + pair() + (e & 1) >= tokens) s[j][e] = -INFINITY;
-        top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
-      }
-    }
-    float sum[2] = {0.0f, 0.0f};
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
-      top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
-      top[i] = top[i] == -INFINITY ? 0.0f : top[i] * kLog2E;
-    }
-    SWIN_FAST_UNROLL
-    for (int j = 0; j < Sizes::kKeyTiles; ++j) {
-      SWIN_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        s[j][e] = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1]));
-        sum[e >> 1] += s[j][e];
-      }
-    }
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      sum[i] += shuffle_xor(sum[i], 1);
-      sum[i] += shuffle_xor(sum[i], 2);
-      dead[i] = sum[i] == 0.0f;
-      sum[i] = dead[i] ? 0.0f : reciprocal_approx(sum[i]);
-    }
-    SWIN_FAST_UNROLL
-    for (int j = 0; j < Sizes::kKeyTiles; ++j) {
-      SWIN_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) s[j][e] *= sum[e >> 1];
+      for (int e = 0; e < 4; ++e) s[j][e] *= share[e >> 1];
     }
   }
 
@@ -392,15 +375,14 @@ struct SmallBwdWarp {
   // From the sum of products with the other side of q.k, to the gradient of the rows of q or k: times the factor, or
   // with cosine attention without the part along the row, as the unit row u = x / |x| has du = (dx - u (u.dx)) / |x|,
   // unless |x| was clamped. `radial` is u.d of the warp's rows, the gradient of the factor.
-  SWIN_FAST_DEVICE void row_gradients(int number, int tensor, float factor, float (&d)[4][4],
-                                      float (&radial)[2]) const {
+  SWIN_FAST_DEVICE void row_gradients(int tensor, float factor, float (&d)[4][4], float (&radial)[2]) const {
     uint32_t x[2][4];
     if (kCosine) own_rows(tensor, x);
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
       float of_row = factor, kept = 0.0f;
       if (kCosine) {
-        const float inverse = inverse_of(number, tensor, i);
+        const float inverse = inverse_of(tensor, i);
         float dot = 0.0f;
         SWIN_FAST_UNROLL
         for (int c = 0; c < 4; ++c) {
@@ -439,13 +421,8 @@ struct SmallBwdWarp {
     const char* const from = memory + (chunk_of_results ^ (which * Sizes::kResultBytes));
     SWIN_FAST_UNROLL
     for (int half = 0; half < 2; ++half) {
-      if (token(half) >= tokens || pixels[half] == kPadding) continue;
-      store_global(to[half], load_shared<UInt4>(from + half * 8 * kRowBytes));
+      if (pixels[half] >= 0) store_global(to[half], load_shared<UInt4>(from + half * 8 * kRowBytes));
     }
-  }
-
-  SWIN_FAST_DEVICE bool is_padding(int half, const int (&pixels)[2]) const {
-    return token(half) < tokens && pixels[half] == kPadding;
   }
 
   // Adds the gradients of tokens that are padding to the warp's sums, of k (0) or v (1). A lane meets its own again.
@@ -454,8 +431,8 @@ struct SmallBwdWarp {
     for (int c = 0; c < 4; ++c) {
       SWIN_FAST_UNROLL
       for (int e = 0; e < 2; ++e) {
-        float sum = is_padding(0, pixels) ? d[c][e] : 0.0f;
-        sum += is_padding(1, pixels) ? d[c][e + 2] : 0.0f;
+        float sum = pixels[0] == kPadding ? d[c][e] : 0.0f;
+        sum += pixels[1] == kPadding ? d[c][e + 2] : 0.0f;
         sum += shuffle_xor(sum, 4);
         sum += shuffle_xor(sum, 8);
         sum += shuffle_xor(sum, 16);
@@ -478,7 +455,8 @@ struct SmallBwdWarp {
 // Source:   Dao et al. 2022, FlashAttention, for dS = P (dP - delta); delta from P and dP as they are, so nothing has to
 //           be saved by the forward. Written for this project; fragments as in the PTX manual, mma.m16n8k16.
 template <class T, int kWindow, bool kCosine, bool kAligned>
-__global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const SmallBwdParams p) {
+__global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
+    small_windows_bwd(const SmallBwdParams p) {
   using Sizes = SmallBwdSizes<kWindow>;
   const WindowAttentionBwdParams& problem = p.problem;
   SmallBwdWarp<T, kWindow, kCosine> self(p);
@@ -486,9 +464,8 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
   const int64_t first = owner * p.all.of_all / p.parts.owners;
   auto left = static_cast<int32_t>((owner + 1) * p.all.of_all / p.parts.owners - first);
   Windows::Place next = p.all.place(first);
-  SmallBwdFetch<T, kWindow, kAligned> fetch(p, next.b, self.lane, self.token(0), self.head, self.tokens, self.columns);
-  int pixels[2], next_pixels[2];
-  bool next_border = fetch(next, self.set(0), next_pixels);
+  SmallBwdFetch<T, kWindow, kAligned> fetch(p, next.b, self.lane, self.token(0), self.head, self.tokens);
+  int next_border = fetch(next);
 
   for (int at = 16 * threadIdx.x; at < Sizes::kInverses; at += 16 * kSmallBwdThreads) {
     if (at < 2 * Sizes::kSetBytes && at / kRowBytes % 64 < self.tokens) continue;
@@ -504,26 +481,24 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
   char* image =
       static_cast<char*>(problem.dqkv) + next.b * p.image_bytes + self.head * kRowBytes + (self.lane & 3) * 16;
   bool next_image = false;
-  for (int number = 0; left > 0; --left, number ^= 1, self.turn()) {
-    const Windows::Place window = next;
-    const bool border = next_border;
-    pixels[0] = next_pixels[0];
-    pixels[1] = next_pixels[1];
+  for (; left > 0; --left, self.turn()) {
+    const int border = next_border;
     copy_async_wait<0>();
-    if (kCosine) self.normalise(number);
+    if (kCosine) self.normalise();
     sync_threads();  // this window's rows are there, and nobody needs the last one's rows and scores any more
     if (next_image) image += p.image_bytes;
     if (left > 1) {
       next_image = p.all.advance(&next);
       if (next_image) fetch.next_image();
-      next_border = fetch(next, self.set(number ^ 1), next_pixels);
+      next_border = fetch(next);
     }
-    char* to[2] = {image + int64_t{pixels[0]} * p.row_bytes, image + int64_t{pixels[1]} * p.row_bytes};
     float radial[2];
+    int pixels[2] = {kNone, kNone};
+    char* to[2];
     if (has_queries) {
       float s[Sizes::kKeyTiles][4], d[Sizes::kKeyTiles][4];
       bool dead[2];
-      self.probabilities(number, window, border, factor, s, dead);
+      self.probabilities(border, factor, s, dead);
       self.leave_scores(0, s, ones);
       self.score_gradients(s, dead, d);
       SWIN_FAST_UNROLL
@@ -533,8 +508,8 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
       }
       float of_row[2] = {1.0f, 1.0f};
       if (kCosine) {
-        of_row[0] = self.left_of(self.inverse_of(number, 0, 0));
-        of_row[1] = self.left_of(self.inverse_of(number, 0, 1));
+        of_row[0] = self.left_of(self.inverse_of(0, 0));
+        of_row[1] = self.left_of(self.inverse_of(0, 1));
       }
       self.leave_scores(1, d, of_row);
       float dq[4][4];
@@ -546,20 +521,25 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
           if (j >= Sizes::kKeyTiles) continue;
           Float2 of_key = {1.0f, 1.0f};
           if (kCosine) {
-            of_key = load_shared<Float2>(self.inverses(number, 1) + (j * 8 + self.pair()) * 4);
+            of_key = load_shared<Float2>(self.inverses(1) + (j * 8 + self.pair()) * 4);
             of_key = {self.left_of(of_key.x), self.left_of(of_key.y)};
           }
           a[i] = pack<T>(d[j][e] * of_key.x, d[j][e + 1] * of_key.y);
         }
       };
       self.sum_rows(own_scores, 1, dq);
-      self.row_gradients(number, 0, factor, dq, radial);
+      self.row_gradients(0, factor, dq, radial);
       if (kCosine) {
         SWIN_FAST_UNROLL
         for (int i = 0; i < 2; ++i) dlogit_scale += self.token(i) < self.tokens ? radial[i] : 0.0f;
       }
       self.leave_result(0, dq);
       sync_warp();
+      SWIN_FAST_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        pixels[half] = self.pixel(half);
+        to[half] = image + int64_t{pixels[half]} * p.row_bytes;
+      }
       self.store_result(0, to, pixels);
     }
     sync_threads();  // the scores of all queries are there
@@ -568,14 +548,14 @@ __global__ void __launch_bounds__(kSmallBwdThreads, 3) small_windows_bwd(const S
       self.sum_rows([&](int step, uint32_t (&a)[4]) { self.take_scores(0, step, a); }, 3, dv);
       self.leave_result(0, dv);
       self.sum_rows([&](int step, uint32_t (&a)[4]) { self.take_scores(1, step, a); }, 0, dk);
-      self.row_gradients(number, 1, factor, dk, radial);
+      self.row_gradients(1, factor, dk, radial);
       self.leave_result(1, dk);
       sync_warp();
       for (char*& row : to) row += problem.nH * kRowBytes;
       self.store_result(1, to, pixels);
       for (char*& row : to) row += problem.nH * kRowBytes;
       self.store_result(0, to, pixels);
-      if (problem.pad_value != nullptr && any_lane(self.is_padding(0, pixels) || self.is_padding(1, pixels))) {
+      if (problem.pad_value != nullptr && any_lane(pixels[0] == kPadding || pixels[1] == kPadding)) {
         self.add_padding(0, dk, pixels);
         self.add_padding(1, dv, pixels);
       }

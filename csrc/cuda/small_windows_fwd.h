@@ -63,15 +63,15 @@ struct SmallWarp {
   using Sizes = SmallFwdSizes<kWindow>;
   const SmallFwdParams& p;
   int lane, head, tokens;
+  SmallGrid<kWindow> grid;
   char* zeros;
   char* rows[4];  // k, v, q and the other q
 
   SWIN_FAST_DEVICE SmallWarp(const SmallFwdParams& params, int lane_, int head_, char* zeros_, char* memory)
-      : p(params), lane(lane_), head(head_), tokens(params.problem.window_area()), zeros(zeros_) {
+      : p(params), lane(lane_), head(head_), tokens(params.problem.window_area()), grid(params.problem), zeros(zeros_) {
     for (int i = 0; i < 4; ++i) rows[i] = memory + i * Sizes::kTileBytes;
   }
 
-  SWIN_FAST_DEVICE int columns() const { return kWindow == 0 ? p.problem.window_size[1] : kWindow; }
   SWIN_FAST_DEVICE int count() const { return kWindow == 0 ? tokens : Sizes::kTokens; }
   SWIN_FAST_DEVICE char* at(char* base, int row, int chunk) const {
     return row < count() ? base + row * kRowBytes + swizzled(row, chunk)
@@ -79,8 +79,7 @@ struct SmallWarp {
   }
 
   SWIN_FAST_DEVICE bool pixel(const Windows::Place& window, int token, int* y, int* x) const {
-    const int row = token / columns();
-    return p.all.pixel(window, row, token - row * columns(), y, x);
+    return p.all.pixel(window, grid.row(token), grid.column(token), y, x);
   }
 
   // Rows of one window on their way into shared memory.
@@ -126,7 +125,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
   char* const fragments = zeros + kZeroBytes;
   char* const warps = fragments + size_t{4} * Sizes::kBiasFloats * p.heads;
   SmallWarp<T, kWindow> self(p, lane, group * p.heads + head_slot, zeros, warps + warp * Sizes::kWarpBytes);
-  const int tokens = self.count(), columns = self.columns();
+  const int tokens = self.count();
 
   const int64_t stride = int64_t{p.blocks} * p.windows;
   int64_t window = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
@@ -175,12 +174,6 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
 
     const Windows::Place place = p.all.place(window);
     const bool border = p.all.has_border(place);
-    const auto region = [&](int token) {
-      const int row = token / columns;
-      return p.all.region(place, row, token - row * columns);
-    };
-    KeyRegions<kWindow> key_regions;
-    if (border) key_regions.find(pair, region);
     float key_inverse[Sizes::kKeyTiles];  // of key lane / 4 of each tile
     if (kCosine) {
       SWIN_FAST_UNROLL
@@ -191,6 +184,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
     }
     const auto attend = [&](auto has_border) {
       constexpr bool kBorder = decltype(has_border)::value;
+      const Border<kWindow> cut(self.grid, p.all.border_row(place), p.all.border_column(place), pair);
       SWIN_FAST_UNROLL
       for (int tile = 0; tile < Sizes::kRowTiles; ++tile) {
         uint32_t q[2][4];
@@ -207,13 +201,8 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
           }
         }
         const int row[2] = {tile * 16 + quad, tile * 16 + quad + 8};
-        uint32_t row_region[2] = {0, 0};
-        if (kBorder) {
-          row_region[0] = static_cast<uint32_t>(region(row[0]));
-          row_region[1] = static_cast<uint32_t>(region(row[1]));
-        }
+        const uint32_t apart[2] = {kBorder ? cut.apart_from(row[0]) : 0, kBorder ? cut.apart_from(row[1]) : 0};
         float s[Sizes::kKeyTiles][4];
-        float top[2] = {-INFINITY, -INFINITY};
         SWIN_FAST_UNROLL
         for (int j = 0; j < Sizes::kKeyTiles; ++j) {
           s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
@@ -230,39 +219,16 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
           for (int e = 0; e < 4; ++e) {
             if (kCosine) s[j][e] *= of_key[e & 1];
             s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
-            if (kBorder && key_regions.of(j, e) != row_region[e >> 1]) s[j][e] += problem.mask_value;
-            if (j * 8 + pair + (e & 1) >= tokens) s[j][e] = -INFINITY;
-            top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
+            if (kBorder && is_apart(apart[e >> 1], j, e)) s[j][e] += problem.mask_value;
           }
-        }
-        float sum[2] = {0.0f, 0.0f};
-        SWIN_FAST_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
-          top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
-          // Rounded, but the same for the whole row, where it cancels: only differences of scores are told apart.
-          top[i] = top[i] == -INFINITY ? 0.0f : top[i] * kLog2E;
-        }
-        uint32_t probabilities[Sizes::kKeySteps][4];
-        SWIN_FAST_UNROLL
-        for (int j = 0; j < 2 * Sizes::kKeySteps; ++j) {
-          float weight[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-          if (j < Sizes::kKeyTiles) {
-            SWIN_FAST_UNROLL
-            for (int e = 0; e < 4; ++e) {
-              weight[e] = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1]));
-              sum[e >> 1] += weight[e];
-            }
-          }
-          probabilities[j >> 1][(j & 1) * 2] = pack<T>(weight[0], weight[1]);
-          probabilities[j >> 1][(j & 1) * 2 + 1] = pack<T>(weight[2], weight[3]);
         }
         float share[2];
+        exponentials(s, pair, tokens, share);
+        uint32_t probabilities[Sizes::kKeySteps][4];
         SWIN_FAST_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          sum[i] += shuffle_xor(sum[i], 1);
-          sum[i] += shuffle_xor(sum[i], 2);
-          share[i] = sum[i] == 0.0f ? 0.0f : reciprocal_approx(sum[i]);  // 0: every score was -inf
+        for (int i = 0; i < 4 * Sizes::kKeySteps; ++i) {
+          const int j = i >> 1, e = 2 * (i & 1);
+          probabilities[i >> 2][i & 3] = j < Sizes::kKeyTiles ? pack<T>(s[j][e], s[j][e + 1]) : 0;
         }
         SWIN_FAST_UNROLL
         for (int c = 0; c < 4; ++c) {

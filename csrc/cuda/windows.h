@@ -48,6 +48,12 @@ struct Windows {
 
   SWIN_FAST_DEVICE bool has_border(const Place& at) const { return y.has_border(at.y) || x.has_border(at.x); }
 
+  // The row and the column of a window that another shift region begins with: behind the last where none does.
+  SWIN_FAST_DEVICE int border_row(const Place& at) const { return y.has_border(at.y) ? y.window - y.shift : y.window; }
+  SWIN_FAST_DEVICE int border_column(const Place& at) const {
+    return x.has_border(at.x) ? x.window - x.shift : x.window;
+  }
+
   // Whether the pixels of a window lie as its tokens do: none is padding, and the image does not end between two.
   SWIN_FAST_DEVICE bool is_whole(const Place& at) const {
     return (at.y + 1) * y.window + static_cast<int32_t>(y.roll) <= static_cast<int32_t>(y.size) &&

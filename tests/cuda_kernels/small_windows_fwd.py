@@ -33,22 +33,20 @@ BUGS = {
     "rows behind the window are read": Bug("return row < count() ? base", "return row < count() + 15 ? base"),
     "halves of a fragment swapped": Bug("k[tile][half][0] = four[0];", "k[tile][half][0] = four[1];"),
     "v not transposed": Bug("ldmatrix_x4_trans(four", "ldmatrix_x4(four"),
-    "probabilities of the upper rows twice": Bug(
-        "(j & 1) * 2 + 1] = pack<T>(weight[2], weight[3]);", "(j & 1) * 2 + 1] = pack<T>(weight[0], weight[1]);"
-    ),
+    "probabilities of the upper rows twice": Bug("e = 2 * (i & 1);", "e = 0;"),
     "bias of the wrong row": Bug("of_lane / 4 + (place & 2) * 4", "of_lane / 4 + (place & 2) * 2", SHARED),
     "bias of the first head for all": Bug("size_t{4} * Sizes::kBiasFloats * head_slot + lane", "lane"),
     "bias transposed": Bug(
         "(head * tokens + query) * tokens + key", "(head * tokens + key) * tokens + query", "csrc/cuda/windows.h"
     ),
     "no mask": Bug("s[j][e] += problem.mask_value;", ""),
-    "regions of the neighbour": Bug("(tile & 3) + (e & 1)) & 15", "(tile & 3) + (~e & 1)) & 15", SHARED),
+    "regions of the neighbour": Bug("(2 * j + (e & 1)) & 1", "(2 * j + (~e & 1)) & 1", SHARED),
     "keys that do not exist take part": Bug(
-        "+ (e & 1) >= tokens) s[j][e] = -INFINITY;", "+ (e & 1) >= tokens) s[j][e] = 0;"
+        "+ (e & 1) >= tokens) s[j][e] = -INFINITY;", "+ (e & 1) >= tokens) s[j][e] = 0;", SHARED
     ),
-    "largest score of one lane": Bug("top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));", ""),
-    "sum of two lanes": Bug("sum[i] += shuffle_xor(sum[i], 2);", ""),
-    "a row wholly -inf is NaN": Bug("sum[i] == 0.0f ? 0.0f : ", ""),
+    "largest score of one lane": Bug("top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));", "", SHARED),
+    "sum of two lanes": Bug("sum[i] += shuffle_xor(sum[i], 2);", "", SHARED),
+    "a row wholly -inf is NaN": Bug("sum[i] == 0.0f ? 0.0f : ", "", SHARED),
     "a shuffle of some lanes": Bug(
         "of_key[0] = shuffle(key_inverse[j], pair * 4);",
         "if (lane != 5) of_key[0] = shuffle(key_inverse[j], pair * 4);",

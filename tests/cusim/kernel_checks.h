@@ -190,6 +190,68 @@ inline void test_dead_row(const Forward& kernel, const Problem& problem) {
   check_tensor(problem, kTensors[0], outputs, oracle(problem, inputs), "exact");
 }
 
+// The same in a backward: the query of such a row has no gradient, nor has its bias. Nor do queries that do not exist
+// bring in anything: here 0 times the infinite key, which has a score of -inf for all that do.
+inline void test_dead_row(const Backward& kernel, const Problem& problem) {
+  set_context(problem.name() + ", a row of its bias -inf, a key and a value infinite");
+  Inputs inputs = make_inputs(problem, 5);
+  const int64_t n = problem.area(), hd = problem.hd;
+  std::fill_n(inputs.bias.begin() + 3 * n, n, -INFINITY);
+  for (int64_t i = 0; i < n; ++i) {
+    double& q = inputs.qkv[i * 3 * hd + 5];
+    q = round_to(problem.dtype, std::fabs(q) + 1);
+  }
+  inputs.qkv[(10 * 3 + 1) * hd + 5] = -INFINITY;
+  const Outputs outputs =
+      run_backward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedules[0]);
+  const Results results = oracle(problem, inputs);
+  for (size_t i = 1; i < std::size(kTensors); ++i) check_tensor(problem, kTensors[i], outputs, results, "exact");
+
+  inputs.qkv[(20 * 3 + 2) * hd + 7] = INFINITY;
+  const Outputs again =
+      run_backward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedules[0]);
+  for (int64_t d = 0; d < hd; ++d) report().check(d == 5 || again.dqkv[9 * hd + d] == 0, "dq", " of a dead row");
+  for (int64_t j = 0; j < n; ++j) report().check(again.dbias[3 * n + j] == 0, "dbias", " of a dead row");
+}
+
+// What is not finite in one head of one window reaches no other head or window, and an image has the same gradients
+// alone as among others.
+inline void test_isolation(const Backward& kernel, const Problem& problem) {
+  const Inputs inputs = make_inputs(problem, 6);
+  const Layout layout = contiguous_layout(problem);
+  const Outputs whole = run_backward(kernel, problem, EncodedInputs(problem, inputs), layout, true, kSchedules[0]);
+  const Grid grid = make_grid(problem);
+  std::vector<bool> of_window(problem.H * problem.W, false);
+  for (int64_t i = 0; i < problem.area(); ++i) {
+    const int64_t pixel = grid.pixel[i / problem.ww * grid.columns + i % problem.ww];
+    if (pixel >= 0) of_window[pixel] = true;
+  }
+  const int64_t poisoned = grid.pixel[0], row = problem.hd;
+  for (const int what : {0, 1, 2, 3}) {  // q, k, v, grad_out
+    set_context(problem.name() + ", with NaN in tensor " + std::to_string(what));
+    Inputs with_nan = inputs;
+    (what == 3 ? with_nan.grad_out[poisoned * problem.nH * row]
+               : with_nan.qkv[(poisoned * 3 + what) * problem.nH * row]) = NAN;
+    const Outputs got = run_backward(kernel, problem, EncodedInputs(problem, with_nan), layout, true, kSchedules[0]);
+    bool same = true;
+    for (int64_t i = 0; i < problem.tokens() * 3 * problem.nH; ++i) {
+      const bool reached = i / (3 * problem.nH) < problem.H * problem.W && of_window[i / (3 * problem.nH)];
+      if (!reached || i % problem.nH != 0) same = same && same_bits(whole.dqkv, i * row, got.dqkv, i * row, row);
+    }
+    report().check(same, "dqkv", " of another head or window has changed");
+    check_tensor(problem, kTensors[1], got, oracle(problem, with_nan), "exact");
+  }
+  set_context(problem.name() + ", its last image alone");
+  Problem alone = problem;
+  alone.B = 1;
+  Inputs of_one = inputs;
+  of_one.qkv.assign(inputs.qkv.end() - alone.qkv_size(), inputs.qkv.end());
+  of_one.grad_out.assign(inputs.grad_out.end() - alone.out_size(), inputs.grad_out.end());
+  const Outputs got = run_backward(kernel, alone, EncodedInputs(alone, of_one), layout, true, kSchedules[0]);
+  report().check(same_bits(whole.dqkv, problem.qkv_size() - alone.qkv_size(), got.dqkv, 0, alone.qkv_size()), "dqkv",
+                 " of an image depends on the batch");
+}
+
 // What every backward is put through. Sums over windows are cut by the number of multiprocessors: those alone may
 // differ in their last bits between schedules of different numbers, and have to agree where the numbers do.
 inline void test_backward(const Backward& kernel, const Problem& problem, uint64_t seed) {

@@ -45,6 +45,16 @@ size_t test_all(bool quick) {
       problems_for(quick, {7, 8}, [](const Problem& p) { return p.hd == 32 && p.area() <= 64; });
   uint64_t seed = 1;
   for (const Problem& problem : problems) test_backward(small_windows, problem, seed++);
+  Problem other;
+  other.dtype = ScalarType::kBFloat16;
+  other.bias_form = BiasForm::kDense;
+  test_dead_row(small_windows, other);
+  other.B = 3;
+  other.H = 10;
+  other.nH = 2;
+  other.sh = 3;
+  other.has_pad_value = true;
+  test_isolation(small_windows, other);
   return problems.size();
 }
 
