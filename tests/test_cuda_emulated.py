@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cuda backend whole, without a GPU: binding, table, launches and kernels, compiled for the tests' emulator (cusim).
+"""The cuda backend whole, without a GPU: binding, table, launches and kernels, in the emulator of tests/cusim.
 
 The library then takes tensors of the CPU, says so in its facts, and stands in a copy of the package. The suite runs
 over it as over every backend, in small cases; what it cannot show is PyTorch's stream and device.

@@ -61,4 +61,10 @@ struct SmallWindowsBwd {
   static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);
 };
 
+template <class T>
+struct LargeWindowsBwd {
+  static size_t scratch_bytes(const WindowAttentionBwdParams& problem, const Gpu& gpu);
+  static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);
+};
+
 }  // namespace swin_fast::cuda

@@ -48,6 +48,12 @@ void with_window(const WindowAttentionParams& p, const F& f) {
   if (!found) f(std::integral_constant<int, 0>{});
 }
 
+// Calls f(integral_constant) with the head dimension, which is one of them.
+template <int... kHeadDims, class F>
+void with_head_dim(const WindowAttentionParams& p, const F& f) {
+  ((p.hd == kHeadDims ? f(std::integral_constant<int, kHeadDims>{}) : void()), ...);
+}
+
 // launch(kernel, blocks, threads, bytes of shared memory, params), one behind the other on the stream of the call.
 struct Launcher {
   const char* name;

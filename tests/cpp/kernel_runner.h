@@ -359,7 +359,7 @@ inline double judge(const Problem& p, bool rounds_operands, const Tensor& got, c
   tolerance += 1.01 * format.unit() * std::fabs(want);
   if (!std::isfinite(tolerance)) return std::isfinite(have) ? 0.0 : INFINITY;
   if (std::isinf(have)) {
-    return std::signbit(have) == std::signbit(want) && std::fabs(want) + tolerance >= format.max ? 0.0 : INFINITY;
+    return (have > 0 ? want : -want) + tolerance >= format.max ? 0.0 : INFINITY;
   }
   const double error = std::fabs(have - want) / tolerance;
   return std::isfinite(error) ? error : INFINITY;
