@@ -49,8 +49,8 @@ gpu_backends() {
   "$PYTHON" -c "from swin_fast.ops import OVERLOADS; print(*(b for b in ('triton', 'cuda') if b in OVERLOADS), sep=',')"
 }
 
-# What is built: the CUDA library, with which comes that of the CPU, loudly, and for this GPU alone, as six architectures
-# would take longer than a stage may; in the dry run whatever can be.
+# What is built: the CUDA library, with which comes that of the CPU, loudly, and for this GPU alone, as six
+# architectures would take longer than a stage may; in the dry run whatever can be.
 choose_build() {
   export SWIN_FAST_BUILD=none
   if [[ $dry_run ]]; then
