@@ -3,147 +3,11 @@
 // The backward kernel of windows of up to 64 tokens, at head_dim 32, in float16 and bfloat16.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 
-#include "fold_parts.h"
-#include "small_windows.h"
+#include "small_bwd_fetch.h"
 
 namespace swin_fast::cuda {
-
-struct SmallBwdParams {
-  WindowAttentionBwdParams problem;
-  Windows all;
-  int32_t stride_y, stride_x;            // of qkv
-  int32_t grad_stride_y, grad_stride_x;  // of grad_out
-  int32_t row_bytes;                     // of dqkv: of q, k and v of all heads of a pixel
-  int64_t image_bytes;
-  Parts parts;  // how many owners a head has, and where they leave their sums
-};
-
-// The four warps of a block have 16 queries each, and then the 16 keys of the same tokens.
-constexpr int kSmallBwdWarps = 4;
-constexpr int kSmallBwdThreads = 32 * kSmallBwdWarps;
-
-// Blocks that run on a multiprocessor at the same time: registers are for so many. Where a window's side is not known,
-// its tokens and columns take some too, and three blocks would have to spill.
-template <int kWindow>
-constexpr int kSmallBwdBlocks = kWindow == 0 ? 2 : 3;
-
-// A block's shared memory, in bytes. Rows that do not exist are zeros, written once: nothing asks for them.
-template <int kWindow>
-struct SmallBwdSizes : SmallSizes<kWindow> {
-  static constexpr int kTileBytes = 64 * kRowBytes;  // 64 rows of q, k, v or grad_out
-  static constexpr int kSetBytes = 4 * kTileBytes;   // of one window
-  static constexpr int kScoreRowBytes = 128;         // 64 keys of a query
-  static constexpr int kScoreBytes = 64 * kScoreRowBytes;
-  static constexpr int kRows = 0;                             // two sets
-  static constexpr int kScores = kRows + 2 * kSetBytes;       // two times: P and dS, or dS and P
-  static constexpr int kResults = kScores + 2 * kScoreBytes;  // of each warp two times
-  static constexpr int kResultBytes = 16 * kRowBytes;
-  static constexpr int kZeros = kResults + kSmallBwdWarps * 2 * kResultBytes;  // a row of scores that do not exist
-  static constexpr int kSums = kZeros + kScoreRowBytes;                        // dk and dv of padding, of each warp
-  static constexpr int kInverses = kSums + kSmallBwdWarps * 2 * kHeadDim * 4;  // of two windows, q and k: 1 / |row|
-  static constexpr int kPixels = kInverses + 2 * 2 * 64 * 4;                   // of the tokens of two windows
-  static constexpr int kBias = kPixels + 2 * 64 * 4;
-  static constexpr size_t kBytes = kBias + size_t{4} * SmallSizes<kWindow>::kBiasFloats;
-};
-
-// How the work of a problem is cut for a GPU of so many multiprocessors with room for so much shared memory a block.
-// What has to be done then, on one stream:
-//   1. scratch memory of p.parts.bytes, at a multiple of 16 bytes: p.parts = Parts::at(scratch, problem, p.parts.owners)
-//   2. small_windows_bwd<T, kWindow, kCosine, kAligned>(p) in nH * p.parts.owners blocks of kSmallBwdThreads threads
-//      with SmallBwdSizes<kWindow>::kBytes of shared memory; nothing where there are no owners, as without images
-//   3. fold_all<T>(problem, p.parts, launch)
-template <int kWindow>
-SmallBwdParams cut_small_bwd(const WindowAttentionBwdParams& problem, int multiprocessors, size_t shared_memory) {
-  SmallBwdParams p{problem,
-                   Windows(problem),
-                   static_cast<int32_t>(problem.qkv_stride[1]),
-                   static_cast<int32_t>(problem.qkv_stride[2]),
-                   static_cast<int32_t>(problem.grad_out_stride[1]),
-                   static_cast<int32_t>(problem.grad_out_stride[2]),
-                   3 * problem.nH * kRowBytes,
-                   problem.H * problem.W * 3 * problem.nH * kRowBytes,
-                   {}};
-  const auto beside = static_cast<int64_t>(shared_memory / SmallBwdSizes<kWindow>::kBytes);
-  const int64_t blocks = std::clamp(beside, int64_t{1}, int64_t{kSmallBwdBlocks<kWindow>}) * multiprocessors;
-  const int64_t owners = std::max(int64_t{1}, blocks / problem.nH);
-  p.parts = Parts::at(nullptr, problem, static_cast<int32_t>(std::min(owners, p.all.of_all)));
-  return p;
-}
-
-constexpr int kPadding = -1, kNone = -2;  // in place of the pixel of a token
-
-// Brings the rows of the warp's tokens to shared memory, four lanes a row: those of two tokens to a lane.
-template <class T, int kWindow, bool kAligned>
-struct SmallBwdFetch {
-  using Sizes = SmallBwdSizes<kWindow>;
-  const SmallBwdParams& p;
-  QkvRows rows;              // of an image
-  const uint16_t* grad_out;  // of the image, at the chunk of this lane
-  int tokens;
-  SmallGrid<kWindow> grid;
-  int to;  // where a chunk of the first token goes, in the set of rows that is next
-
-  SWIN_FAST_DEVICE SmallBwdFetch(const SmallBwdParams& params, int64_t b, int lane, int first, int head, int tokens_)
-      : p(params),
-        rows(params.problem, b, head, lane & 3),
-        grad_out(static_cast<const uint16_t*>(params.problem.grad_out) + b * params.problem.grad_out_stride[0] +
-                 head * kHeadDim + (lane & 3) * 8),
-        tokens(tokens_),
-        grid(params.problem),
-        to(Sizes::kRows + first * kRowBytes + swizzled(first, lane & 3)) {}
-
-  SWIN_FAST_DEVICE void next_image() {
-    rows.q += p.problem.qkv_stride[0];
-    grad_out += p.problem.grad_out_stride[0];
-  }
-
-  // Begins to bring one window of the image, and leaves the pixels of the tokens. Gives the row (times 256) and column
-  // that another shift region begins with, or 0 where none does.
-  SWIN_FAST_DEVICE int operator()(const Windows::Place& window) {
-    // Tokens, rows and columns are made from what changes from window to window, or they were kept in registers.
-    const int first = to >> 6 & 63, set = to & Sizes::kSetBytes;
-    char* const rows_of_set = shared_memory() + to;
-    char* const pixels = shared_memory() + Sizes::kPixels + set / (Sizes::kSetBytes / 256) + first * 4;
-    const auto bring = [&](int half, int y, int x, bool real) {
-      if ((threadIdx.x & 3) == 0) {
-        store_shared(pixels + half * 32, real ? y * static_cast<int32_t>(p.problem.W) + x : kPadding);
-      }
-      char* const at = rows_of_set + half * 8 * kRowBytes;
-      const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
-      SWIN_FAST_UNROLL
-      for (int which = 0; which < 3; ++which) {
-        rows.template fetch<kAligned>(which, at + which * Sizes::kTileBytes, real, offset);
-      }
-      const int64_t grad_offset = int64_t{y} * p.grad_stride_y + int64_t{x} * p.grad_stride_x;
-      fetch_chunk<kAligned>(at + 3 * Sizes::kTileBytes, real ? grad_out + grad_offset : grad_out, real);
-    };
-    const bool whole = p.all.is_whole(window);
-    if (whole) {  // it has no border, then
-      const int y = window.y * p.all.y.window + static_cast<int32_t>(p.all.y.roll);
-      const int x = window.x * p.all.x.window + static_cast<int32_t>(p.all.x.roll);
-      SWIN_FAST_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int token = first + half * 8;
-        if (token < tokens) bring(half, y + grid.row(token), x + grid.column(token), true);
-      }
-    } else {
-      SWIN_FAST_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int token = first + half * 8;
-        int y, x;
-        const bool real = p.all.pixel(window, grid.row(token), grid.column(token), &y, &x);
-        if (token < tokens) bring(half, y, x, real);
-      }
-    }
-    copy_async_commit();
-    to ^= Sizes::kSetBytes;
-    return whole ? 0 : p.all.border_row(window) << 8 | p.all.border_column(window);
-  }
-};
 
 // What a warp knows of its place, and the steps of its work. Rows are those of one window in shared memory: of q, k, v
 // and grad_out, a tile each.
@@ -529,10 +393,7 @@ __global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
       };
       self.sum_rows(own_scores, 1, dq);
       self.row_gradients(0, factor, dq, radial);
-      if (kCosine) {
-        SWIN_FAST_UNROLL
-        for (int i = 0; i < 2; ++i) dlogit_scale += self.token(i) < self.tokens ? radial[i] : 0.0f;
-      }
+      if (kCosine) dlogit_scale += radial[0] + radial[1];  // rows that do not exist are zeros
       self.leave_result(0, dq);
       sync_warp();
       SWIN_FAST_UNROLL
@@ -577,7 +438,7 @@ __global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
   if (kCosine) {
     SWIN_FAST_UNROLL
     for (int mask = 4; mask < 32; mask *= 2) dlogit_scale += shuffle_xor(dlogit_scale, mask);
-    sync_warp();
+    // Over inverses of queries, which nobody has needed since the last barrier.
     if (self.lane == 0) store_shared(self.memory + Sizes::kInverses + self.warp * 4, dlogit_scale);
   }
   sync_threads();
