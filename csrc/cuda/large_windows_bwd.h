@@ -121,7 +121,9 @@ struct LargeBlock {
   SWIN_FAST_DEVICE void share_chunk(int chunk, int slot) const {
     sync_threads();
     if (!kCosine) return;
-    prepare_norms<T, kHd>(chunk_rows(slot, 0), norms(slot), rows_of_chunk(chunk), lane, warp, cut.warps);
+    for (int row_ = warp * 8 + (lane >> 2); row_ < rows_of_chunk(chunk); row_ += cut.warps * 8) {
+      prepare_norm<T, kHd>(chunk_rows(slot, 0), row_, norms(slot) + 4 * row_, lane);
+    }
     sync_threads();
   }
 
@@ -287,7 +289,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
           SWIN_FAST_UNROLL
           for (int e = 0; e < 4; ++e) {
             const float weight = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1])) * share[e >> 1];
-            // Rows that are no query, or may attend to nothing, weigh nothing: not 0 * NaN.
+            // A row that may attend to nothing weighs nothing: not 0 * NaN.
             s[j][e] = share[e >> 1] != 0.0f ? weight * (dp[j][e] - delta[e >> 1]) : 0.0f;
           }
           if (block.bias != nullptr) {
@@ -315,8 +317,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
             delta[i] += shuffle_xor(delta[i], mask);
           }
           const int query = block.row + (lane >> 2) + 8 * i;
-          const bool alive = load_shared<Pixel>(block.pixels(query)).y >= 0 && sum[i] != 0.0f;
-          share[i] = alive ? reciprocal_approx(sum[i]) : 0.0f;
+          share[i] = sum[i] != 0.0f ? reciprocal_approx(sum[i]) : 0.0f;  // 0: every score was -inf
           delta[i] *= share[i];
           if (!has_rows || pair != 0) continue;
           float* const to = p.statistics + block.statistics_of(window) + query;
@@ -329,13 +330,14 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
     }
     float radial[2];
     if (kCosine) {
-      q.through_norm(dq, inverse, block.factor, radial);
+      q.through_norm(dq, inverse, scores.own_factor, radial);
       dlogit_scale += radial[0] + radial[1];
     } else {
       scale_rows<kHd>(dq, block.factor);
     }
-    put_rows<T, kHd>(block.own(0), dq, lane);
-    store_rows<kHd>(problem, place.b, 0, block.head, block.own(0), block.pixels(block.row), lane);
+    RoundedRows<T, kHd>(dq).put(block.own(0), lane);
+    store_rows<kHd>(problem, rows_of_dqkv<kHd>(problem, place.b, 0, block.head), block.own(0), block.pixels(block.row),
+                    lane);
   }
 
   if (block.bias != nullptr) {
@@ -451,7 +453,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
     }
     float radial[2];
     if (kCosine) {
-      k.through_norm(dk, inverse, block.factor, radial);
+      k.through_norm(dk, inverse, scores.own_factor, radial);
     } else {
       scale_rows<kHd>(dk, block.factor);
     }
@@ -465,10 +467,12 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
         add_rows_of<kHd>(to + kHd * 4, dv, padding, lane);
       }
     }
-    put_rows<T, kHd>(block.own(0), dk, lane);
-    put_rows<T, kHd>(block.own(1), dv, lane);
-    store_rows<kHd>(problem, place.b, 1, block.head, block.own(0), block.pixels(block.row), lane);
-    store_rows<kHd>(problem, place.b, 2, block.head, block.own(1), block.pixels(block.row), lane);
+    RoundedRows<T, kHd>(dk).put(block.own(0), lane);
+    RoundedRows<T, kHd>(dv).put(block.own(1), lane);
+    store_rows<kHd>(problem, rows_of_dqkv<kHd>(problem, place.b, 1, block.head), block.own(0), block.pixels(block.row),
+                    lane);
+    store_rows<kHd>(problem, rows_of_dqkv<kHd>(problem, place.b, 2, block.head), block.own(1), block.pixels(block.row),
+                    lane);
   }
 
   if (problem.pad_value == nullptr) return;

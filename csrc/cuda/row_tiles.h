@@ -73,6 +73,18 @@ SWIN_FAST_DEVICE RowSource rows_of_grad_out(const WindowAttentionBwdParams& prob
   return {rows, nullptr, problem.grad_out_stride[1], problem.grad_out_stride[2]};
 }
 
+// Begins to bring a piece of the row of a token to its place in a tile.
+SWIN_FAST_DEVICE void fetch_piece(char* to, const Pixel& pixel, const RowSource& source, int piece, bool aligned) {
+  const bool padded = pixel.y == kPadding && source.padding != nullptr, valid = padded || pixel.y >= 0;
+  const uint16_t* from = padded ? source.padding : source.rows;
+  if (pixel.y >= 0) from += pixel.y * source.stride_y + pixel.x * source.stride_x;
+  if (aligned) {
+    fetch_chunk<true>(to, from + piece * 8, valid);
+  } else {
+    fetch_chunk<false>(to, from + piece * 8, valid);
+  }
+}
+
 // Begins to bring the rows of `count` tokens, whose pixels stand at `pixels`, into a tile: what one of `threads` threads
 // does of it.
 template <int kHd>
@@ -81,33 +93,34 @@ SWIN_FAST_DEVICE void fetch_rows(char* tile, const char* pixels, int count, cons
   using Tile = RowTile<kHd>;
   for (int i = thread; i < count * Tile::kPieces; i += threads) {
     const int row = i / Tile::kPieces, piece = i % Tile::kPieces;
-    const auto pixel = load_shared<Pixel>(pixels + row * 8);
-    const bool padded = pixel.y == kPadding && source.padding != nullptr, valid = padded || pixel.y >= 0;
-    const uint16_t* from = padded ? source.padding : source.rows;
-    if (pixel.y >= 0) from += pixel.y * source.stride_y + pixel.x * source.stride_x;
-    char* const to = tile + Tile::offset(row, piece);
-    if (aligned) {
-      fetch_chunk<true>(to, from + piece * 8, valid);
-    } else {
-      fetch_chunk<false>(to, from + piece * 8, valid);
-    }
+    fetch_piece(tile + Tile::offset(row, piece), load_shared<Pixel>(pixels + row * 8), source, piece, aligned);
   }
+}
+
+// Where the rows of one of q, k and v of a head lie in dqkv.
+template <int kHd>
+SWIN_FAST_DEVICE uint16_t* rows_of_dqkv(const WindowAttentionBwdParams& problem, int64_t b, int which, int head) {
+  const int64_t row_size = int64_t{problem.nH} * kHd;
+  return static_cast<uint16_t*>(problem.dqkv) + b * problem.H * problem.W * 3 * row_size + which * row_size +
+         head * kHd;
+}
+
+template <int kHd>
+SWIN_FAST_DEVICE void store_piece(const WindowAttentionBwdParams& problem, uint16_t* image, const Pixel& pixel,
+                                  int piece, const char* from) {
+  if (pixel.y < 0) return;
+  const int64_t row = (pixel.y * problem.W + pixel.x) * 3 * problem.nH * kHd;
+  store_global(image + row + piece * 8, load_shared<UInt4>(from));
 }
 
 // The 16 rows of a warp from its tile to their place in dqkv, where they are pixels.
 template <int kHd>
-SWIN_FAST_DEVICE void store_rows(const WindowAttentionBwdParams& problem, int64_t b, int which, int head,
-                                 const char* tile, const char* pixels, int lane) {
+SWIN_FAST_DEVICE void store_rows(const WindowAttentionBwdParams& problem, uint16_t* image, const char* tile,
+                                 const char* pixels, int lane) {
   using Tile = RowTile<kHd>;
-  const int64_t row_size = int64_t{problem.nH} * kHd;
-  auto* const image =
-      static_cast<uint16_t*>(problem.dqkv) + b * problem.H * problem.W * 3 * row_size + which * row_size + head * kHd;
   for (int i = lane; i < 16 * Tile::kPieces; i += 32) {
     const int row = i / Tile::kPieces, piece = i % Tile::kPieces;
-    const auto pixel = load_shared<Pixel>(pixels + row * 8);
-    if (pixel.y < 0) continue;
-    const auto eight = load_shared<UInt4>(tile + Tile::offset(row, piece));
-    store_global(image + (pixel.y * problem.W + pixel.x) * 3 * row_size + piece * 8, eight);
+    store_piece<kHd>(problem, image, load_shared<Pixel>(pixels + row * 8), piece, tile + Tile::offset(row, piece));
   }
 }
 
@@ -162,9 +175,10 @@ class OwnRows {
 
   // Turns sums of dS times rows of the other side, which are of unit length, into gradients of own rows x. With
   // u = x / max(|x|, eps), of gradient g = factor * sums, that of x is (g - u (u.g)) / |x|, as du = (dx - u (u.dx)) /
-  // |x|; a row below eps is divided by a constant. `radial`: u.sums, the gradient of the factor.
+  // |x|; a row below eps is divided by a constant. `inverse` makes u of what own rows are, `scale` is factor / |x|.
+  // `radial`: u.sums, the gradient of the factor.
   SWIN_FAST_DEVICE void through_norm(float (&sums)[2 * RowTile<kHd>::kSteps][4], const float (&inverse)[2],
-                                     float factor, float (&radial)[2]) const {
+                                     const float (&scale)[2], float (&radial)[2]) const {
     radial[0] = radial[1] = 0.0f;
     SWIN_FAST_UNROLL
     for (int step = 0; step < RowTile<kHd>::kSteps; ++step) {
@@ -193,8 +207,8 @@ class OwnRows {
       for (int i = 0; i < 4; ++i) {
         const Float2 own = unpack<T>(a[i]);
         float* const pair = &sums[2 * step + (i >> 1)][2 * (i & 1)];
-        pair[0] = (pair[0] - own.x * along[i & 1]) * (factor * inverse[i & 1]);
-        pair[1] = (pair[1] - own.y * along[i & 1]) * (factor * inverse[i & 1]);
+        pair[0] = (pair[0] - own.x * along[i & 1]) * scale[i & 1];
+        pair[1] = (pair[1] - own.y * along[i & 1]) * scale[i & 1];
       }
     }
   }
@@ -207,12 +221,10 @@ class OwnRows {
   uint32_t kept_[kKeptSteps][4];
 };
 
-// Adds  weights @ rows  of 16 rows: weights as they lie in products, two columns of eight.
+// Adds  a @ rows  of 16 rows.
 template <class T, int kHd>
-SWIN_FAST_DEVICE void add_weighted_rows(float (&sums)[2 * RowTile<kHd>::kSteps][4], const float (&weights)[2][4],
-                                        const char* rows, int lane) {
-  const uint32_t a[4] = {pack<T>(weights[0][0], weights[0][1]), pack<T>(weights[0][2], weights[0][3]),
-                         pack<T>(weights[1][0], weights[1][1]), pack<T>(weights[1][2], weights[1][3])};
+SWIN_FAST_DEVICE void add_rows_times(float (&sums)[2 * RowTile<kHd>::kSteps][4], const uint32_t (&a)[4],
+                                     const char* rows, int lane) {
   SWIN_FAST_UNROLL
   for (int step = 0; step < RowTile<kHd>::kSteps; ++step) {
     uint32_t b[4];
@@ -220,6 +232,15 @@ SWIN_FAST_DEVICE void add_weighted_rows(float (&sums)[2 * RowTile<kHd>::kSteps][
     mma_m16n8k16<T>(sums[2 * step], a, b[0], b[1]);
     mma_m16n8k16<T>(sums[2 * step + 1], a, b[2], b[3]);
   }
+}
+
+// The same with weights as they lie in products, two columns of eight.
+template <class T, int kHd>
+SWIN_FAST_DEVICE void add_weighted_rows(float (&sums)[2 * RowTile<kHd>::kSteps][4], const float (&weights)[2][4],
+                                        const char* rows, int lane) {
+  const uint32_t a[4] = {pack<T>(weights[0][0], weights[0][1]), pack<T>(weights[0][2], weights[0][3]),
+                         pack<T>(weights[1][0], weights[1][1]), pack<T>(weights[1][2], weights[1][3])};
+  add_rows_times<T, kHd>(sums, a, rows, lane);
 }
 
 template <int kHd>
@@ -248,56 +269,65 @@ SWIN_FAST_DEVICE void add_rows_of(char* row, const float (&sums)[2 * RowTile<kHd
   }
 }
 
-// A warp's 16 rows of sums, rounded, into its tile, and for all of its lanes to see.
+// A warp's 16 rows of sums, rounded: of each piece, two of row lane / 4 and two of that + 8.
 template <class T, int kHd>
-SWIN_FAST_DEVICE void put_rows(char* tile, const float (&sums)[2 * RowTile<kHd>::kSteps][4], int lane) {
-  sync_warp();  // what stands there was read as fragments
-  SWIN_FAST_UNROLL
-  for (int piece = 0; piece < RowTile<kHd>::kPieces; ++piece) {
+struct RoundedRows {
+  uint32_t pairs[RowTile<kHd>::kPieces][2];
+
+  explicit SWIN_FAST_DEVICE RoundedRows(const float (&sums)[2 * RowTile<kHd>::kSteps][4]) {
     SWIN_FAST_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      store_shared(tile + RowTile<kHd>::offset((lane >> 2) + 8 * i, piece) + (lane & 3) * 4,
-                   pack<T>(sums[piece][2 * i], sums[piece][2 * i + 1]));
+    for (int piece = 0; piece < RowTile<kHd>::kPieces; ++piece) {
+      pairs[piece][0] = pack<T>(sums[piece][0], sums[piece][1]);
+      pairs[piece][1] = pack<T>(sums[piece][2], sums[piece][3]);
     }
   }
-  sync_warp();
-}
 
-// Leaves 1 / max(|row|, eps) of the first `count` rows of a tile at `inverses`: what one of `warps` warps does of it. dS
-// is multiplied with it and rounded, but float16 does not hold the 1e12 that it may be: there its power of two goes to
-// the row, where it rounds nothing but what is 2^-14 of the row's length, and what is left lies between 1 and 2.
+  // Into the warp's tile, and for all of its lanes to see; in place of own rows without a barrier before: a lane writes
+  // the four bytes that it alone has as left side of a product.
+  SWIN_FAST_DEVICE void put(char* tile, int lane) const {
+    SWIN_FAST_UNROLL
+    for (int piece = 0; piece < RowTile<kHd>::kPieces; ++piece) {
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        store_shared(tile + RowTile<kHd>::offset((lane >> 2) + 8 * i, piece) + (lane & 3) * 4, pairs[piece][i]);
+      }
+    }
+    sync_warp();
+  }
+};
+
+// Gives 1 / max(|row|, eps) of a row of a tile to its quad. dS is multiplied with it and rounded, but float16 does not
+// hold the 1e12 that it may be: there its power of two goes to the row, where it rounds nothing but what is 2^-14 of the
+// row's length, and what is left lies between 1 and 2. What is left is stored at `left`.
 template <class T, int kHd>
-SWIN_FAST_DEVICE void prepare_norms(char* tile, char* inverses, int count, int lane, int warp, int warps) {
+SWIN_FAST_DEVICE float prepare_norm(char* tile, int row, char* left, int lane) {
   using Tile = RowTile<kHd>;
   constexpr int kOfLane = (Tile::kPieces + 3) / 4;
-  for (int row = warp * 8 + (lane >> 2); row < count; row += warps * 8) {
-    UInt4 eight[kOfLane];
-    float sum = 0.0f;
+  UInt4 eight[kOfLane];
+  float sum = 0.0f;
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < kOfLane; ++i) {
+    const int piece = i * 4 + (lane & 3);
+    if (piece >= Tile::kPieces) continue;
+    eight[i] = load_shared<UInt4>(tile + Tile::offset(row, piece));
+    sum += squares<T>(eight[i].x) + squares<T>(eight[i].y) + squares<T>(eight[i].z) + squares<T>(eight[i].w);
+  }
+  const float inverse = inverse_norm(sum);
+  if (is_half<T>) {
+    const auto scaled = [power = power_of(inverse)](uint32_t pair) {
+      const Float2 two = unpack<T>(pair);
+      return pack<T>(two.x * power, two.y * power);
+    };
     SWIN_FAST_UNROLL
     for (int i = 0; i < kOfLane; ++i) {
       const int piece = i * 4 + (lane & 3);
       if (piece >= Tile::kPieces) continue;
-      eight[i] = load_shared<UInt4>(tile + Tile::offset(row, piece));
-      sum += squares<T>(eight[i].x) + squares<T>(eight[i].y) + squares<T>(eight[i].z) + squares<T>(eight[i].w);
+      store_shared(tile + Tile::offset(row, piece),
+                   UInt4{scaled(eight[i].x), scaled(eight[i].y), scaled(eight[i].z), scaled(eight[i].w)});
     }
-    float inverse = inverse_norm(sum);
-    if (is_half<T>) {
-      const float power = power_of(inverse);
-      inverse = fraction_of(inverse);
-      const auto scaled = [power](uint32_t pair) {
-        const Float2 two = unpack<T>(pair);
-        return pack<T>(two.x * power, two.y * power);
-      };
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < kOfLane; ++i) {
-        const int piece = i * 4 + (lane & 3);
-        if (piece >= Tile::kPieces) continue;
-        store_shared(tile + Tile::offset(row, piece),
-                     UInt4{scaled(eight[i].x), scaled(eight[i].y), scaled(eight[i].z), scaled(eight[i].w)});
-      }
-    }
-    if ((lane & 3) == 0) store_shared(inverses + 4 * row, inverse);
   }
+  if ((lane & 3) == 0) store_shared(left, is_half<T> ? fraction_of(inverse) : inverse);
+  return inverse;
 }
 
 }  // namespace swin_fast::cuda

@@ -27,9 +27,8 @@ BUGS = {
         "(which * problem.nH + head) * problem.hd", "(problem.nH + head) * problem.hd", TILES
     ),
     "grad_out of the first image": Bug("b * problem.grad_out_stride[0]", "0 * problem.grad_out_stride[0]", TILES),
-    "results of padding are stored": Bug("if (pixel.y < 0) continue;", "if (pixel.y < -1) continue;", TILES),
-    "rows are put while others read": Bug("  sync_warp();  // what stands there was read as fragments\n", "", TILES),
-    "rows are stored before they are put": Bug("  }\n  sync_warp();\n}", "  }\n}", TILES),
+    "results of padding are stored": Bug("if (pixel.y < 0) return;", "if (pixel.y < -1) return;", TILES),
+    "rows are stored before they are put": Bug("      }\n    }\n    sync_warp();\n  }", "      }\n    }\n  }", TILES),
     "weights of the upper rows twice": Bug(
         "pack<T>(weights[0][2], weights[0][3])", "pack<T>(weights[0][0], weights[0][1])", TILES
     ),
@@ -41,7 +40,7 @@ BUGS = {
     "pad_value of some quads": Bug(
         "for (int mask = 4; mask < 32; mask *= 2) found", "for (int mask = 4; mask < 16; mask *= 2) found", TILES
     ),
-    "norms of half of the rows": Bug("row < count; row += warps * 8", "row < count / 2; row += warps * 8", TILES),
+    "norms of half of the rows": Bug("row_ < rows_of_chunk(chunk); row_", "row_ < rows_of_chunk(chunk) / 2; row_"),
     # Both kernels
     "owners share a window": Bug(
         "last((owner + 1) * params.all.of_all / cut.owners)", "last((owner + 1) * params.all.of_all / cut.owners + 1)"
@@ -59,18 +58,16 @@ BUGS = {
         "share_chunk(int chunk, int slot) const {\n    sync_threads();\n", "share_chunk(int chunk, int slot) const {\n"
     ),
     "norms are used before all see them": Bug(
-        "rows_of_chunk(chunk), lane, warp, cut.warps);\n    sync_threads();",
-        "rows_of_chunk(chunk), lane, warp, cut.warps);",
+        "norms(slot) + 4 * row_, lane);\n    }\n    sync_threads();", "norms(slot) + 4 * row_, lane);\n    }\n"
     ),
-    "no shared memory is too much": Bug("rows, 2) > shared_memory) {", "rows, 2) > 2 * shared_memory) {"),
+    "no shared memory is too much": Bug("rows, 2) > shared_memory) {", "rows, 2) > 2 * shared_memory) {", CUT),
     # Owners of queries
     "keys that do not exist take part": Bug("s[j][e] = -INFINITY;", "s[j][e] = 0.0f;"),
     "the sum is not corrected": Bug("            sum[i] *= shrunk;\n", ""),
     "delta is not corrected": Bug("            delta[i] *= shrunk;\n            SWIN", "            SWIN"),
     "largest score of two lanes": Bug("finite_top(fmaxf(largest, shuffle_xor(largest, 2)))", "finite_top(largest)"),
     "sum of two lanes": Bug("for (int mask = 1; mask < 4; mask *= 2) {", "for (int mask = 1; mask < 2; mask *= 2) {"),
-    "padded queries weigh": Bug("load_shared<Pixel>(block.pixels(query)).y >= 0 && sum", "sum"),
-    "a row wholly -inf is NaN": Bug("share[i] = alive ? reciprocal", "share[i] = true ? reciprocal"),
+    "a row wholly -inf is NaN": Bug("sum[i] != 0.0f ? reciprocal_approx(sum[i]) : 0.0f", "reciprocal_approx(sum[i])"),
     "a dead row takes NaN from v": Bug(
         "share[e >> 1] != 0.0f ? weight * (dp[j][e] - delta[e >> 1]) : 0.0f", "weight * (dp[j][e] - delta[e >> 1])"
     ),
@@ -82,7 +79,7 @@ BUGS = {
         "const int row = block.row + (lane >> 2) + 8 * (e >> 1), column",
         "const int row = block.row + (lane >> 2) + 4 * (e >> 1), column",
     ),
-    "dS without norms": Bug("s[j][e] *= (e & 1) != 0 ? norms[j].y : norms[j].x;", ""),
+    "dS without norms": Bug("s[j][e] *= (e & 1) != 0 ? norms[j].y : norms[j].x;", "s[j][e] *= 1.0f;"),
     "statistics of one row of two": Bug("store_global(to + p.rows, share[i]);", "store_global(to + p.rows, share[0]);"),
     "dlogit_scale of one warp": Bug(
         "for (int warp = 1; warp < block.cut.warps; ++warp) {\n      dlogit",
@@ -95,7 +92,6 @@ BUGS = {
     "the next chunk overwrites this": Bug(
         "      if (!resident) sync_threads();  // the chunk may be overwritten\n", ""
     ),
-    "norms are taken twice": Bug("if (!again || !resident) block.share_chunk", "block.share_chunk"),
     # Owners of keys
     "a dead query gives keys NaN": Bug("dp[j][e] = alive ? ds : 0.0f;", "dp[j][e] = ds;"),
     "delta of the neighbour": Bug("(odd ? delta.y : delta.x)", "(odd ? delta.x : delta.y)"),

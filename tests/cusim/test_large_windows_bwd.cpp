@@ -81,7 +81,7 @@ std::vector<Problem> own_problems() {
     p.wh = 5;
     p.ww = 17;
     p.cosine = p.degenerate_rows = true;
-    p.amplitude = 90;
+    p.amplitude = 10;  // some rows are just shorter than the clamp of the norm
     p.logit_scale = 100;
     p.mask_value = -100;
     problems.push_back(p);
@@ -113,6 +113,9 @@ void test_dead_row() {
   for (int64_t j = 0; j < p.area(); ++j) {
     report().check(infinite.dbias[3 * p.area() + j] == 0, "dbias", " of a dead row, v = inf");
   }
+  std::fill(inputs.bias.begin(), inputs.bias.end(), -INFINITY);
+  const Outputs nothing = run();
+  for (int64_t i = 0; i < nothing.dqkv.size(); ++i) report().check(nothing.dqkv[i] == 0, "dqkv", " of dead rows alone");
 }
 
 // The largest window, once: the definition alone takes seconds.
@@ -179,10 +182,8 @@ size_t test_all(bool quick) {
   uint64_t seed = 1;
   test_dead_row();
   for (const Problem& problem : problems) test_backward(large_windows, problem, seed++);
-  if (!quick) {
-    test_cuts();
-    test_largest(16);
-  }
+  test_cuts();
+  if (!quick) test_largest(16);
   return problems.size();
 }
 
