@@ -61,6 +61,13 @@ struct SmallWindowsBwd {
   static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);
 };
 
+// Windows of 12 x 12 tokens, where LargeWindowsBwd finds room for them.
+template <class T>
+struct Window12Bwd {
+  static size_t scratch_bytes(const WindowAttentionBwdParams& problem, const Gpu& gpu);
+  static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);
+};
+
 template <class T>
 struct LargeWindowsBwd {
   static size_t scratch_bytes(const WindowAttentionBwdParams& problem, const Gpu& gpu);
