@@ -398,13 +398,14 @@ def test_c_module_tells_the_facts_of_the_loaded_library(library: Path, run_scrip
     from swin_fast import _C  # type: ignore[attr-defined]
 
     assert _C.build_info()["cpu"] == native.cpu_build_info()
+    assert _C.build_info()["cuda"] == (native.cuda_build_info() or None)
     assert _C.build_info()["python"] == ".".join(map(str, sys.version_info[:3]))
     # Alone it must not load the library: a second registration of its operators would end the process.
     alone = (
         f"from importlib import util; spec = util.spec_from_file_location('_C', {spec.origin!r})\n"
         "module = util.module_from_spec(spec); spec.loader.exec_module(module); print(module.build_info())"
     )
-    assert "'cpu': None" in run_script(alone, timeout=60)
+    assert "'cpu': None, 'cuda': None" in run_script(alone, timeout=60)
 
 
 def test_library_exports_its_three_functions_alone(library: Path) -> None:
