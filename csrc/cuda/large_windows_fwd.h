@@ -27,30 +27,28 @@ struct LargeFwdParams {
   int32_t windows = 1;              // windows that a block has in work at a time
   int32_t blocks = 1;
 
+  int32_t rounds = 0;  // square windows: of a head, see below
+
   // Square windows: a round is one head of as many windows as a block has in work. Rounds of one head follow each
   // other, and a block does successive ones: it has one or two heads, and all heads of a window are in work at the
   // same time, for their rows share cache lines.
-  SWIN_FAST_HOST_DEVICE int64_t rounds_of_head() const { return ceil_div(all.of_all, windows); }
   SWIN_FAST_HOST_DEVICE int64_t first_round(int64_t block) const {
-    return problem.nH * rounds_of_head() * block / blocks;
+    return int64_t{problem.nH} * rounds * block / blocks;
   }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Rows from and to global memory
 
-// The rows of a head of an image. Offsets are products of two unsigned numbers of 32 bits, one instruction each.
+// The rows of a head of an image, from where its first pixel has them: bytes from the beginning of qkv and of out.
+// Offsets of pixels are products of two unsigned numbers of 32 bits, one instruction each.
 struct HeadRows {
-  const char* q;
-  char* out;
+  int64_t qkv, out;
   int head;
 
-  SWIN_FAST_DEVICE HeadRows(const LargeFwdParams& p, int64_t b, int head_) : head(head_) {
-    const WindowAttentionFwdParams& problem = p.problem;
-    q = static_cast<const char*>(problem.qkv) + 2 * (b * problem.qkv_stride[0] + head * problem.qkv_stride[4]);
-    out = static_cast<char*>(problem.out) + 2 * (b * problem.H * problem.W * problem.nH + head) * problem.hd;
+  SWIN_FAST_DEVICE const char* q(const LargeFwdParams& p) const {
+    return static_cast<const char*>(p.problem.qkv) + qkv;
   }
-
   SWIN_FAST_DEVICE uint64_t offset(const LargeFwdParams& p, Pixel at) const {
     return uint64_t{static_cast<uint32_t>(at.y)} * p.stride_y + uint64_t{static_cast<uint32_t>(at.x)} * p.stride_x;
   }
@@ -65,17 +63,23 @@ struct HeadRows {
   template <bool kAligned, bool kPadded>
   SWIN_FAST_DEVICE void fetch(const LargeFwdParams& p, Pixel at, int chunk, char* k, char* v, bool exists) const {
     int64_t to_v = 2 * p.problem.qkv_stride[3];
-    const char* from = q + to_v + chunk * 16 + offset(p, at);  // of k
+    const char* from = q(p) + to_v + chunk * 16 + offset(p, at);  // of k
     bool valid = true;
     if (kPadded && at.y < 0) {
       valid = p.problem.pad_value != nullptr;
       to_v = valid ? int64_t{2} * p.problem.nH * p.problem.hd : 0;
-      from = valid ? static_cast<const char*>(p.problem.pad_value) + to_v + 2 * head * p.problem.hd + chunk * 16 : q;
+      from = valid ? static_cast<const char*>(p.problem.pad_value) + to_v + 2 * head * p.problem.hd + chunk * 16 : q(p);
     }
     fetch_chunk<kAligned>(k, reinterpret_cast<const uint16_t*>(from), valid);
     fetch_chunk<kAligned>(v, reinterpret_cast<const uint16_t*>(from + to_v), valid && exists);
   }
 };
+
+SWIN_FAST_DEVICE HeadRows rows_of_head(const LargeFwdParams& p, int64_t b, int head) {
+  const WindowAttentionFwdParams& problem = p.problem;
+  return {2 * (b * problem.qkv_stride[0] + head * problem.qkv_stride[4]),
+          2 * (b * problem.H * problem.W * problem.nH + head) * problem.hd, head};
+}
 
 // The pixels of tokens first, first + step and so on of a window, to a table in shared memory; like padding from
 // `tokens` to `end`. Gives whether one of them is padding.
@@ -113,12 +117,12 @@ template <bool kAligned, class T, int kHd, int kTiles, int kKeyTiles, bool kCosi
 SWIN_FAST_DEVICE void load_queries(const LargeFwdParams& p, RowTiles<T, kHd, kTiles, kKeyTiles, kCosine>* rows,
                                    const HeadRows& from, const char* table, int first) {
   const int lane = rows->lane;
-  const char* const origin = from.q + (lane & 3) * 16;
+  const char* const origin = from.q(p) + (lane & 3) * 16;
   SWIN_FAST_UNROLL
   for (int i = 0; i < 2 * kTiles; ++i) {
     const Pixel at = pixel_of(table, first + i * 8 + (lane >> 2));
     const bool real = at.y >= 0 && (kHd != 16 || (lane & 3) < 2);
-    const char* const row = real ? origin + from.offset(p, at) : from.q;
+    const char* const row = real ? origin + from.offset(p, at) : from.q(p);
     SWIN_FAST_UNROLL
     for (int slab = 0; slab < KeyRows<kHd>::kSlabs; ++slab) {
       // Read in any case and then selected: nvcc leaves four words that come from one load in four neighbouring
@@ -134,7 +138,7 @@ template <class T, int kHd, int kTiles, int kKeyTiles, bool kCosine>
 SWIN_FAST_DEVICE void store_results(const LargeFwdParams& p, const RowTiles<T, kHd, kTiles, kKeyTiles, kCosine>& rows,
                                     const HeadRows& to, char* staging, const char* table, int first) {
   const int lane = rows.lane;
-  char* const origin = to.out + (lane & 3) * 16;
+  char* const origin = static_cast<char*>(p.problem.out) + to.out + (lane & 3) * 16;
   SWIN_FAST_UNROLL
   for (int tile = 0; tile < kTiles; ++tile) {
     SWIN_FAST_UNROLL
@@ -169,9 +173,11 @@ struct SquareSizes {
   static constexpr int kRowTiles = kTokens / 16;
 
   static constexpr int kRowsBytes = kTokens * KeyRows<kHd>::kBytes;  // of k, or v
-  static constexpr int kTableBytes = kTokens * sizeof(Pixel);
+  static constexpr int kTableBytes = kTokens * sizeof(Pixel) + 32;  // behind the pixels, what else is known of a window
   static constexpr int kRegionBytes = kTokens * 2;
-  static constexpr int kWarpBytes = 2 * kTableBytes + kRegionBytes + 1024;  // two tables: this window's and the next
+  static constexpr int kNormBytes = kTokens * 4;
+  // Two tables: this window's and the next one's.
+  static constexpr int kWarpBytes = 2 * kTableBytes + kNormBytes + kRegionBytes + 1024;
   static constexpr int kBiasBytes = (2 * kRowTiles / kPanel - 1) * 2 * kPanel * kPanel * BiasFragments::kBytes;
   static constexpr size_t shared_bytes(bool compact, int team, int windows) {
     return (compact ? kBiasBytes : 0) + size_t{2 * kRowsBytes} * windows + size_t{kWarpBytes} * team * windows;
@@ -213,35 +219,43 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
   char* const own =
       resident + (kCompact ? Sizes::kBiasBytes : 0) + p.windows * (2 * Sizes::kRowsBytes) + warp * Sizes::kWarpBytes;
   char *table = own, *next_table = own + Sizes::kTableBytes;
-  char* const regions = own + 2 * Sizes::kTableBytes;
+  char* const norms = own + 2 * Sizes::kTableBytes;
+  char* const regions = norms + Sizes::kNormBytes;
   char* const staging = regions + Sizes::kRegionBytes;
 
-  struct Unit {
+  // What is known of a window, here, and in its table: its pixels, and what would take 7 registers and is seldom used.
+  struct Flags {
     bool exists, border, padded;
-    int32_t y, x;
-    HeadRows rows;
   };
-  const int64_t end = p.first_round(int64_t{blockIdx.x} + 1), rounds = p.rounds_of_head();
-  const auto unit = [&](int head, int64_t of_head, bool in_work) {
-    const int64_t window = of_head * p.windows + slot;
-    const bool exists = in_work && window < p.all.of_all;
-    const Windows::Place at = p.all.place(exists ? window : 0);
-    return Unit{exists, p.all.has_border(at), false, at.y, at.x, HeadRows(p, at.b, head)};
+  constexpr int kPlace = Sizes::kTokens * static_cast<int>(sizeof(Pixel));
+  const auto tabulate_window = [&](int head, int of_head, bool in_work, char* to) {
+    const int64_t window = int64_t{of_head} * p.windows + slot;
+    if (!in_work || window >= p.all.of_all) return Flags{false, false, false};
+    const Windows::Place at = p.all.place(window);
+    if (lane == 0) {
+      const HeadRows rows = rows_of_head(p, at.b, head);
+      store_shared(to + kPlace, rows.qkv);
+      store_shared(to + kPlace + 8, rows.out);
+      store_shared(to + kPlace + 16, Pixel{at.y, at.x});
+      store_shared(to + kPlace + 24, rows.head);
+    }
+    const bool padded = tabulate(p, at, Sizes::kTokens, Sizes::kTokens, kWindow, lane, 32, to);
+    return Flags{true, p.all.has_border(at), any_lane(padded)};
   };
-  const auto mark = [&](Unit* unit, char* pixels) {
-    const bool padded =
-        unit->exists && tabulate(p, {0, unit->y, unit->x}, Sizes::kTokens, Sizes::kTokens, kWindow, lane, 32, pixels);
-    unit->padded = any_lane(padded);
+  const auto rows_of = [&](const char* window) {
+    return HeadRows{load_shared<int64_t>(window + kPlace), load_shared<int64_t>(window + kPlace + 8),
+                    load_shared<int32_t>(window + kPlace + 24)};
   };
-  const auto fetch = [&](const Unit& to, const char* pixels, int block) {
+  const auto fetch = [&](const char* window, bool any_padded, int block) {
+    const HeadRows from = rows_of(window);
     const int row = lane >> 2, chunk = lane & 3, place = Rows::at(row, chunk);
     const auto fetch_tile = [&](int i, auto padded) {
       const int tile = block * Sizes::kKeyTiles + i;
       char* const to_k = k + tile * 8 * Rows::kBytes + place;
-      to.rows.template fetch<kAligned, decltype(padded)::value>(p, pixel_of(pixels, tile * 8 + row), chunk, to_k,
-                                                                to_k + Sizes::kRowsBytes, true);
+      from.template fetch<kAligned, decltype(padded)::value>(p, pixel_of(window, tile * 8 + row), chunk, to_k,
+                                                             to_k + Sizes::kRowsBytes, true);
     };
-    if (p.team == 1 && !to.padded) {
+    if (p.team == 1 && !any_padded) {
       SWIN_FAST_UNROLL
       for (int i = 0; i < Sizes::kKeyTiles; ++i) fetch_tile(i, std::false_type{});
     } else {
@@ -256,18 +270,16 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
     }
   };
 
-  int64_t round = p.first_round(blockIdx.x);
-  int head = static_cast<int>(round / rounds);
-  int64_t of_head = round - head * rounds;
-  Unit now = unit(head, of_head, round < end);
-  mark(&now, table);
+  const int64_t first_round = p.first_round(blockIdx.x);
+  auto rounds = static_cast<int>(p.first_round(int64_t{blockIdx.x} + 1) - first_round);  // left
+  auto head = static_cast<int>(first_round / p.rounds), of_head = static_cast<int>(first_round % p.rounds);
+  Flags now = tabulate_window(head, of_head, rounds > 0, table);
   sync_warp();
   for (int block = 0; block < Sizes::kBlocks; ++block) {
-    if (now.exists) fetch(now, table, block);
+    if (now.exists) fetch(table, now.padded, block);
     copy_async_commit();
   }
-  bool new_head = true;
-  for (; round < end; ++round) {
+  for (bool new_head = true; rounds > 0; --rounds) {
     if (kCompact && new_head) {
       sync_threads();
       const char* const fragments = p.bias.of_head(p.fragments, head);
@@ -276,29 +288,30 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
       }
       sync_threads();
     }
-    new_head = ++of_head == rounds;
+    if (now.border) {
+      const auto at = load_shared<Pixel>(table + kPlace + 16);
+      tabulate_regions(p, {0, at.y, at.x}, Sizes::kTokens, Sizes::kTokens, kWindow, lane, 32, regions);
+      sync_warp();
+    }
+    new_head = ++of_head == p.rounds;
     if (new_head) {
       of_head = 0;
       ++head;
     }
-    Unit next = unit(head, of_head, round + 1 < end);
-    if (now.exists && now.border) {
-      tabulate_regions(p, {0, now.y, now.x}, Sizes::kTokens, Sizes::kTokens, kWindow, lane, 32, regions);
-      sync_warp();
-    }
-    const float factor = (kCosine ? load_global<float>(problem.logit_scale + now.rows.head) : problem.scale) * kLog2E;
+    Flags next{};
     for (int group = member; group < Sizes::kGroups; group += p.team) {
       const bool is_first = group == member, is_last = group + p.team >= Sizes::kGroups;
       if (is_last) {
         sync_warp();  // the results of the window before have been stored
-        mark(&next, next_table);
+        next = tabulate_window(head, of_head, rounds > 1, next_table);
         sync_warp();
       }
       const int first = group * (16 * Sizes::kTiles);
       RowTiles<T, Sizes::kHd, Sizes::kTiles, Sizes::kKeyTiles, kCosine> rows(lane);
       if (now.exists) {
-        load_queries<kAligned>(p, &rows, now.rows, table, first);
-        rows.begin(factor);
+        const HeadRows from = rows_of(table);
+        load_queries<kAligned>(p, &rows, from, table, first);
+        rows.begin((kCosine ? load_global<float>(problem.logit_scale + from.head) : problem.scale) * kLog2E);
       }
       for (int block = 0; block < Sizes::kBlocks; ++block) {
         if (is_first) {
@@ -308,29 +321,31 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
         if (now.exists) {
           const int key = block * (8 * Sizes::kKeyTiles);
           const int fragment = Sizes::template fragment<kCompact>(group, block) * BiasFragments::kBytes + lane * 16;
-          const char* const fragments = (kCompact ? resident : p.bias.of_head(p.fragments, now.rows.head)) + fragment;
+          const char* const fragments =
+              (kCompact ? resident : p.bias.of_head(p.fragments, rows_of(table).head)) + fragment;
           const auto bias = [&](int r, int j) {
             const char* const from = fragments + Sizes::template to_fragment<kCompact>(r, j) * BiasFragments::kBytes;
             return kCompact ? load_shared<Float4>(from) : load_global<Float4>(from);
           };
           const char *const k_rows = k + key * Rows::kBytes, *const v_rows = v + key * Rows::kBytes;
+          if (kCosine && is_first) rows.invert_norms(k_rows, norms + key * 4);
           if (now.border) {
-            rows.template attend<true>(k_rows, v_rows, bias, regions + key * 2, regions + first * 2,
+            rows.template attend<true>(k_rows, v_rows, norms + key * 4, bias, regions + key * 2, regions + first * 2,
                                        problem.mask_value * kLog2E);
           } else {
-            rows.template attend<false>(k_rows, v_rows, bias, nullptr, nullptr, 0.0f);
+            rows.template attend<false>(k_rows, v_rows, norms + key * 4, bias, nullptr, nullptr, 0.0f);
           }
         }
         if (is_last) {
           sync_team();  // all have read this block of keys
-          if (next.exists) fetch(next, next_table, block);
+          if (next.exists) fetch(next_table, next.padded, block);
         }
-        if (is_first || is_last)
-          copy_async_commit();  // one each, so that kBlocks - 1 are newer than what is waited for
+        // One each time, so that kBlocks - 1 are newer than what is waited for.
+        if (is_first || is_last) copy_async_commit();
       }
       if (now.exists) {
         rows.finish();
-        store_results(p, rows, now.rows, staging, table, first);
+        store_results(p, rows, rows_of(table), staging, table, first);
       }
     }
     char* const other = table;
@@ -349,6 +364,8 @@ struct StreamSizes {
   static constexpr int kKeyTiles = 4;               // of 8 keys, in a block
   static constexpr int kKeys = 8 * kKeyTiles;
   static constexpr int kMostWarps = 4;
+  // At least, so that it takes the registers it needs: nvcc else spills some to have room for one block more.
+  static constexpr int kBlocksPerMultiprocessor = kHd == 16 || kHd == 64 ? 3 : 2;
   static constexpr int kStageBytes = 2 * kKeys * KeyRows<kHd>::kBytes;  // k and v of a block
 
   static int groups(int tokens) { return static_cast<int>(ceil_div(tokens, 16 * kTiles)); }
@@ -370,7 +387,8 @@ struct StreamSizes {
 // Numerics: as of square_windows_fwd.
 // Source:   written for this project; fragments as in the PTX manual, mma.m16n8k16.
 template <class T, int kHd, bool kCosine, bool kAligned>
-__global__ void __launch_bounds__(128) stream_windows_fwd(const LargeFwdParams p) {
+__global__ void __launch_bounds__(128, StreamSizes<kHd>::kBlocksPerMultiprocessor)
+    stream_windows_fwd(const LargeFwdParams p) {
   using Sizes = StreamSizes<kHd>;
   using Rows = KeyRows<kHd>;
   const WindowAttentionFwdParams& problem = p.problem;
@@ -387,7 +405,7 @@ __global__ void __launch_bounds__(128) stream_windows_fwd(const LargeFwdParams p
     const int head = static_cast<int>(unit - window * problem.nH);
     const Windows::Place at = p.all.place(window);
     const bool border = p.all.has_border(at);
-    const HeadRows from(p, at.b, head);
+    const HeadRows from = rows_of_head(p, at.b, head);
     tabulate(p, at, tokens, key_blocks * Sizes::kKeys, columns, threadIdx.x, threads, table);
     if (border) {
       tabulate_regions(p, at, tokens, key_blocks * Sizes::kKeys, columns, threadIdx.x, threads, regions);
@@ -433,11 +451,12 @@ __global__ void __launch_bounds__(128) stream_windows_fwd(const LargeFwdParams p
           const auto bias = [&](int r, int j) {
             return load_global<Float4>(fragments + (r * p.bias.key_tiles + j) * BiasFragments::kBytes);
           };
+          if (kCosine) rows.invert_norms(k, staging);
           if (border) {
-            rows.template attend<true>(k, v, bias, regions + block * Sizes::kKeys * 2, regions + first * 2,
+            rows.template attend<true>(k, v, staging, bias, regions + block * Sizes::kKeys * 2, regions + first * 2,
                                        problem.mask_value * kLog2E);
           } else {
-            rows.template attend<false>(k, v, bias, nullptr, nullptr, 0.0f);
+            rows.template attend<false>(k, v, staging, bias, nullptr, nullptr, 0.0f);
           }
         }
         stage ^= 1;
@@ -515,7 +534,8 @@ LargeFwdPlan cut_large_fwd(const WindowAttentionFwdParams& problem, int multipro
       p.windows = windows;
     }
     p.warps = p.team * p.windows;
-    p.blocks = static_cast<int32_t>(std::min(int64_t{multiprocessors}, problem.nH * p.rounds_of_head()));
+    p.rounds = static_cast<int32_t>(ceil_div(p.all.of_all, p.windows));
+    p.blocks = static_cast<int32_t>(std::min(int64_t{multiprocessors}, int64_t{problem.nH} * p.rounds));
     plan.shared_bytes = Sizes::shared_bytes(plan.compact, p.team, p.windows);
   } else {
     using Sizes = StreamSizes<kHd>;

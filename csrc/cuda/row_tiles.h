@@ -104,11 +104,28 @@ struct RowTiles {
     }
   }
 
-  // One block of keys: its rows of k and v, bias(tile of queries, tile of keys) as fragments in base 2; and with a
-  // border, the regions of its keys and of the rows, 16 bits each, and mask_value in base 2.
+  // What the scores of a block of keys are multiplied by besides: the norms of its rows inverted, in shared memory.
+  SWIN_FAST_DEVICE void invert_norms(const char* k, char* key_norms) const {
+    SWIN_FAST_UNROLL
+    for (int j = 0; j < kKeyTiles; ++j) {
+      float total = 0.0f;
+      SWIN_FAST_UNROLL
+      for (int slab = 0; slab < Rows::kSlabs; ++slab) {
+        const UInt4 key = key_chunk(k, j, slab);
+        total += squares<T>(key.x) + squares<T>(key.y) + squares<T>(key.z) + squares<T>(key.w);
+      }
+      const float inverse = inverse_norm(total);
+      if ((lane & 3) == 0) store_shared(key_norms + (j * 8 + (lane >> 2)) * 4, inverse);
+    }
+    sync_warp();
+  }
+
+  // One block of keys: its rows of k and v, with cosine attention their norms inverted; bias(tile of queries, tile of
+  // keys) as fragments in base 2; and with a border, the regions of its keys and of the rows, 16 bits each, and
+  // mask_value in base 2.
   template <bool kBorder, class Bias>
-  SWIN_FAST_DEVICE void attend(const char* k, const char* v, const Bias& bias, const char* key_regions,
-                               const char* regions_of_rows, float mask) {
+  SWIN_FAST_DEVICE void attend(const char* k, const char* v, const char* key_norms, const Bias& bias,
+                               const char* key_regions, const char* regions_of_rows, float mask) {
     const int pair = (lane & 3) * 2;
     uint32_t row_regions[kTiles][2] = {};
     if (kBorder) {
@@ -131,15 +148,9 @@ struct RowTiles {
       for (int slab = 0; slab < Rows::kSlabs; ++slab) key[slab] = key_chunk(k, j, slab);
       float of_key[2] = {1.0f, 1.0f};
       if (kCosine) {
-        float total = 0.0f;
-        SWIN_FAST_UNROLL
-        for (int slab = 0; slab < Rows::kSlabs; ++slab) {
-          total +=
-              squares<T>(key[slab].x) + squares<T>(key[slab].y) + squares<T>(key[slab].z) + squares<T>(key[slab].w);
-        }
-        const float inverse = inverse_norm(total);
-        of_key[0] = shuffle(inverse, pair * 4);
-        of_key[1] = shuffle(inverse, pair * 4 + 4);
+        const auto two = load_shared<Float2>(key_norms + (j * 8 + pair) * 4);
+        of_key[0] = two.x;
+        of_key[1] = two.y;
       }
       uint32_t regions = 0;
       if (kBorder) regions = load_shared<uint32_t>(key_regions + (j * 8 + pair) * 2);
