@@ -223,30 +223,34 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
   char* const regions = norms + Sizes::kNormBytes;
   char* const staging = regions + Sizes::kRegionBytes;
 
-  // What is known of a window, here, and in its table: its pixels, and what would take 7 registers and is seldom used.
-  struct Flags {
-    bool exists, border, padded;
-  };
+  // What is known of a window besides its pixels lies behind them: in registers, there were not enough.
   constexpr int kPlace = Sizes::kTokens * static_cast<int>(sizeof(Pixel));
+  constexpr uint32_t kExists = 1, kBorder = 2, kPadded = 4;
   const auto tabulate_window = [&](int head, int of_head, bool in_work, char* to) {
     const int64_t window = int64_t{of_head} * p.windows + slot;
-    if (!in_work || window >= p.all.of_all) return Flags{false, false, false};
-    const Windows::Place at = p.all.place(window);
+    const bool exists = in_work && window < p.all.of_all;
+    const Windows::Place at = p.all.place(exists ? window : 0);
+    const bool padded = exists && tabulate(p, at, Sizes::kTokens, Sizes::kTokens, kWindow, lane, 32, to);
+    const bool any_padded = any_lane(padded);
     if (lane == 0) {
       const HeadRows rows = rows_of_head(p, at.b, head);
       store_shared(to + kPlace, rows.qkv);
       store_shared(to + kPlace + 8, rows.out);
       store_shared(to + kPlace + 16, Pixel{at.y, at.x});
       store_shared(to + kPlace + 24, rows.head);
+      store_shared(to + kPlace + 28,
+                   exists ? kExists | (p.all.has_border(at) ? kBorder : 0) | (any_padded ? kPadded : 0) : 0);
     }
-    const bool padded = tabulate(p, at, Sizes::kTokens, Sizes::kTokens, kWindow, lane, 32, to);
-    return Flags{true, p.all.has_border(at), any_lane(padded)};
+    sync_warp();
   };
+  const auto flags_of = [&](const char* window) { return load_shared<uint32_t>(window + kPlace + 28); };
   const auto rows_of = [&](const char* window) {
     return HeadRows{load_shared<int64_t>(window + kPlace), load_shared<int64_t>(window + kPlace + 8),
                     load_shared<int32_t>(window + kPlace + 24)};
   };
-  const auto fetch = [&](const char* window, bool any_padded, int block) {
+  const auto fetch = [&](const char* window, int block) {
+    const uint32_t flags = flags_of(window);
+    if (!(flags & kExists)) return;
     const HeadRows from = rows_of(window);
     const int row = lane >> 2, chunk = lane & 3, place = Rows::at(row, chunk);
     const auto fetch_tile = [&](int i, auto padded) {
@@ -255,7 +259,7 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
       from.template fetch<kAligned, decltype(padded)::value>(p, pixel_of(window, tile * 8 + row), chunk, to_k,
                                                              to_k + Sizes::kRowsBytes, true);
     };
-    if (p.team == 1 && !any_padded) {
+    if (p.team == 1 && !(flags & kPadded)) {
       SWIN_FAST_UNROLL
       for (int i = 0; i < Sizes::kKeyTiles; ++i) fetch_tile(i, std::false_type{});
     } else {
@@ -273,10 +277,9 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
   const int64_t first_round = p.first_round(blockIdx.x);
   auto rounds = static_cast<int>(p.first_round(int64_t{blockIdx.x} + 1) - first_round);  // left
   auto head = static_cast<int>(first_round / p.rounds), of_head = static_cast<int>(first_round % p.rounds);
-  Flags now = tabulate_window(head, of_head, rounds > 0, table);
-  sync_warp();
+  tabulate_window(head, of_head, rounds > 0, table);
   for (int block = 0; block < Sizes::kBlocks; ++block) {
-    if (now.exists) fetch(table, now.padded, block);
+    fetch(table, block);
     copy_async_commit();
   }
   for (bool new_head = true; rounds > 0; --rounds) {
@@ -288,7 +291,8 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
       }
       sync_threads();
     }
-    if (now.border) {
+    const bool exists = (flags_of(table) & kExists) != 0, border = (flags_of(table) & kBorder) != 0;
+    if (border) {
       const auto at = load_shared<Pixel>(table + kPlace + 16);
       tabulate_regions(p, {0, at.y, at.x}, Sizes::kTokens, Sizes::kTokens, kWindow, lane, 32, regions);
       sync_warp();
@@ -298,17 +302,15 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
       of_head = 0;
       ++head;
     }
-    Flags next{};
     for (int group = member; group < Sizes::kGroups; group += p.team) {
       const bool is_first = group == member, is_last = group + p.team >= Sizes::kGroups;
       if (is_last) {
         sync_warp();  // the results of the window before have been stored
-        next = tabulate_window(head, of_head, rounds > 1, next_table);
-        sync_warp();
+        tabulate_window(head, of_head, rounds > 1, next_table);
       }
       const int first = group * (16 * Sizes::kTiles);
       RowTiles<T, Sizes::kHd, Sizes::kTiles, Sizes::kKeyTiles, kCosine> rows(lane);
-      if (now.exists) {
+      if (exists) {
         const HeadRows from = rows_of(table);
         load_queries<kAligned>(p, &rows, from, table, first);
         rows.begin((kCosine ? load_global<float>(problem.logit_scale + from.head) : problem.scale) * kLog2E);
@@ -318,7 +320,7 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
           copy_async_wait<Sizes::kBlocks - 1>();
           sync_team();
         }
-        if (now.exists) {
+        if (exists) {
           const int key = block * (8 * Sizes::kKeyTiles);
           const int fragment = Sizes::template fragment<kCompact>(group, block) * BiasFragments::kBytes + lane * 16;
           const char* const fragments =
@@ -329,7 +331,7 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
           };
           const char *const k_rows = k + key * Rows::kBytes, *const v_rows = v + key * Rows::kBytes;
           if (kCosine && is_first) rows.invert_norms(k_rows, norms + key * 4);
-          if (now.border) {
+          if (border) {
             rows.template attend<true>(k_rows, v_rows, norms + key * 4, bias, regions + key * 2, regions + first * 2,
                                        problem.mask_value * kLog2E);
           } else {
@@ -338,12 +340,12 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
         }
         if (is_last) {
           sync_team();  // all have read this block of keys
-          if (next.exists) fetch(next_table, next.padded, block);
+          fetch(next_table, block);
         }
         // One each time, so that kBlocks - 1 are newer than what is waited for.
         if (is_first || is_last) copy_async_commit();
       }
-      if (now.exists) {
+      if (exists) {
         rows.finish();
         store_results(p, rows, rows_of(table), staging, table, first);
       }
@@ -351,7 +353,6 @@ __global__ void __launch_bounds__(256) square_windows_fwd(const LargeFwdParams p
     char* const other = table;
     table = next_table;
     next_table = other;
-    now = next;
   }
 }
 
