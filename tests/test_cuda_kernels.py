@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from cuda_kernels import small_windows_fwd
+from cuda_kernels import large_windows_fwd, small_windows_fwd
 from cuda_kernels.kernel import Kernel
 from test_cusim import CSRC, ROOT, call, emulator_flags, find_nvcc
 
-KERNELS = {module.KERNEL.name: module.KERNEL for module in (small_windows_fwd,)}
+KERNELS = {module.KERNEL.name: module.KERNEL for module in (large_windows_fwd, small_windows_fwd)}
 
 
 def build(kernel: Kernel, sources: Path, program: Path, *flags: str) -> Path:

@@ -20,7 +20,7 @@ constexpr bool kAllInstances = true;
 bool takes(const Problem& p) {
   const bool square = p.wh == p.ww && p.hd == 32 && (p.wh == 12 || p.wh == 16);
   if (!kAllInstances) return square ? p.wh == 12 : p.hd == 16 || p.hd == 96 || p.hd == 128;
-  return square || (swin_fast::cuda::large_fwd_takes(p.hd) && (p.hd != 32 || p.area() > 64));
+  return swin_fast::cuda::large_fwd_takes(make_params(p, contiguous_layout(p))) && (p.hd != 32 || p.area() > 64);
 }
 
 template <class Kernel>
@@ -107,6 +107,7 @@ std::vector<Problem> own_problems(bool quick) {
     p.bias_form = BiasForm::kRelative;
     for (const int hd : {16, 32, 64, 96, 128}) {
       p.hd = hd;
+      p.B = hd == 16 ? 3 : 1;  // more windows than blocks
       p.cosine = hd == 96;
       p.pad_order = hd == 32 ? PadOrder::kRollPad : PadOrder::kPadRoll;
       p.amplitude = hd == 128 ? 8 : 1;
@@ -185,16 +186,30 @@ void test_nan_stays(Problem problem) {
   }
 }
 
-// A query whose scores are all -inf because it is infinite itself: 0, also where there are fewer keys than a block has.
-void test_infinite_query(Problem problem) {
+// Infinities do what they do in the definition, also where a block of keys has more than the window, or a slab more than
+// a row: a query whose scores are all -inf gives 0; a key whose scores are -inf has no weight; an infinite value is the
+// result of all who see it.
+void test_infinities(Problem problem) {
   problem.H = problem.wh;
   problem.W = problem.ww;
-  set_context(problem.name() + ", an infinite query");
-  Inputs inputs = make_inputs(problem, 4);
-  for (int64_t pixel = 0; pixel < problem.area(); ++pixel) inputs.qkv[(pixel * 3 + 1) * problem.hd] = -1;
-  inputs.qkv[5 * 3 * problem.hd] = INFINITY;
-  const Tensor out = forward(problem, inputs);
-  for (int64_t d = 0; d < problem.hd; ++d) report().check(out[5 * problem.hd + d] == 0, "out", " of an infinite query");
+  set_context(problem.name() + ", infinities");
+  const Inputs inputs = make_inputs(problem, 4);
+  const int64_t hd = problem.hd, last = problem.area() - 1;
+  Inputs with_query = inputs, with_key = inputs, with_value = inputs;
+  for (int64_t pixel = 0; pixel <= last; ++pixel) {
+    with_query.qkv[(pixel * 3 + 1) * hd] = -1;
+    with_key.qkv[pixel * 3 * hd] = 1;
+  }
+  with_query.qkv[5 * 3 * hd] = INFINITY;
+  with_key.qkv[(6 * 3 + 1) * hd] = -INFINITY;
+  with_value.qkv[(last * 3 + 2) * hd] = INFINITY;
+  const Tensor query = forward(problem, with_query), key = forward(problem, with_key);
+  const Tensor value = forward(problem, with_value);
+  for (int64_t d = 0; d < hd; ++d) report().check(query[5 * hd + d] == 0, "out", " of an infinite query");
+  for (int64_t i = 0; i < key.size(); ++i) report().check(std::isfinite(key[i]), "out", " with an infinite key");
+  for (int64_t pixel = 0; pixel <= last; ++pixel) {
+    report().check(value[pixel * hd] == INFINITY, "out", " of an infinite value");
+  }
 }
 
 size_t test_all(bool quick) {
@@ -207,15 +222,15 @@ size_t test_all(bool quick) {
   for (const Problem& problem : problems) test_forward(large_windows, problem, seed++);
   Problem p;
   p.dtype = ScalarType::kBFloat16;
-  for (const int window : {12, 9}) {
-    p.wh = p.ww = p.H = p.W = window;
-    p.hd = window == 12 ? 32 : 96;
+  for (const int hd : {32, 96, 16}) {
+    p.wh = p.ww = p.H = p.W = hd == 32 ? 12 : 9;
+    p.hd = hd;
     p.bias_form = BiasForm::kDense;
     test_dead_row(large_windows, p);
     p.bias_form = BiasForm::kRelative;
     test_nan_stays(p);
     p.bias_form = BiasForm::kNone;
-    test_infinite_query(p);
+    test_infinities(p);
   }
   return problems.size();
 }
