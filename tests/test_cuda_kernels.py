@@ -19,6 +19,7 @@ import pytest
 from cuda_kernels import (
     fold_parts,
     large_windows_bwd,
+    large_windows_fwd,
     small_windows_bwd,
     small_windows_fwd,
 )
@@ -28,6 +29,7 @@ from test_cusim import CSRC, ROOT, call, emulator_flags, find_nvcc
 MODULES = (
     fold_parts,
     large_windows_bwd,
+    large_windows_fwd,
     small_windows_bwd,
     small_windows_fwd,
 )

@@ -21,6 +21,7 @@ Kernels<Params> row(const char* name, int32_t least_area, int32_t most_area, std
 const std::vector<Kernels<WindowAttentionFwdParams>>& forward_kernels() {
   static const std::vector<Kernels<WindowAttentionFwdParams>> rows = {
       row<SmallWindowsFwd, WindowAttentionFwdParams>("small_windows_fwd", 1, 64, {32}),
+      row<LargeWindowsFwd, WindowAttentionFwdParams>("large_windows_fwd", 1, kMaxWindowArea, {16, 32, 64, 96, 128}),
   };
   return rows;
 }

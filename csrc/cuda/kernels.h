@@ -56,6 +56,12 @@ struct SmallWindowsFwd {
 };
 
 template <class T>
+struct LargeWindowsFwd {
+  static size_t scratch_bytes(const WindowAttentionFwdParams& problem, const Gpu& gpu);
+  static void launch(const WindowAttentionFwdParams& problem, const Gpu& gpu, void* scratch);
+};
+
+template <class T>
 struct SmallWindowsBwd {
   static size_t scratch_bytes(const WindowAttentionBwdParams& problem, const Gpu& gpu);
   static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);

@@ -14,6 +14,11 @@ namespace swin_fast::cuda {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNormFloor = 1e-12f;
 
+// Where a token stands on its image; both -1 where it is padding.
+struct alignas(8) Pixel {
+  int32_t y, x;
+};
+
 // The windows of all images, the last axis fastest. The axes stand here ready made: a kernel shall not divide for them.
 struct Windows {
   WindowAxis y, x;
@@ -84,6 +89,21 @@ SWIN_FAST_DEVICE float bias_of(const WindowAttentionParams& problem, int64_t hea
   return load_global<float>(problem.bias + row * (2 * Ww - 1) + relative_index(query % columns, key % columns, Ww));
 }
 
+// Eight elements of a row.
+template <bool kAligned>
+SWIN_FAST_DEVICE UInt4 load_chunk(const uint16_t* from) {
+  if constexpr (kAligned) {
+    return load_global<UInt4>(from);
+  } else {
+    uint32_t pairs[4];
+    for (int i = 0; i < 4; ++i) {
+      pairs[i] = load_global<uint16_t>(from + 2 * i) | static_cast<uint32_t>(load_global<uint16_t>(from + 2 * i + 1))
+                                                           << 16;
+    }
+    return {pairs[0], pairs[1], pairs[2], pairs[3]};
+  }
+}
+
 // Begins to bring eight elements to shared memory, or zeros where not `valid`; `from` is then not read. Unaligned ones
 // are there at once; whoever reads them waits the same way.
 template <bool kAligned>
@@ -91,15 +111,7 @@ SWIN_FAST_DEVICE void fetch_chunk(char* to, const uint16_t* from, bool valid) {
   if constexpr (kAligned) {
     copy_async_16(to, from, valid);
   } else {
-    uint32_t pairs[4];
-    for (int i = 0; i < 4; ++i) {
-      pairs[i] = 0;
-      if (valid) {
-        pairs[i] = load_global<uint16_t>(from + 2 * i) | static_cast<uint32_t>(load_global<uint16_t>(from + 2 * i + 1))
-                                                             << 16;
-      }
-    }
-    store_shared(to, UInt4{pairs[0], pairs[1], pairs[2], pairs[3]});
+    store_shared(to, valid ? load_chunk<false>(from) : UInt4{0, 0, 0, 0});
   }
 }
 
