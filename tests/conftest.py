@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cases import ISAS, MOST_INTERPRETED, Case
+from cases import ISAS, MOST_EMULATED, MOST_INTERPRETED, Case
 from swin_fast import dispatch, ops
 from swin_fast.backends import native, triton_ops
 
@@ -126,11 +126,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Interpreter and emulator are given cases of a few windows alone: what they compute, not how much, differs."""
     if not INTERPRETED and not EMULATED:
         return
+    most = MOST_INTERPRETED if INTERPRETED else MOST_EMULATED
 
     def is_large(item: pytest.Item) -> bool:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         case = parameters.get("case")
-        return isinstance(case, Case) and case.work > MOST_INTERPRETED and "interpreted" not in item.path.name
+        return isinstance(case, Case) and case.work > most and "interpreted" not in item.path.name
 
     dropped = [item for item in items if is_large(item)]
     items[:] = [item for item in items if not is_large(item)]
