@@ -70,7 +70,6 @@ BUGS = {
     "the norms of queries are left out of dk": Bug(
         "self.leave_scores(1, d, of_row);", "self.leave_scores(1, d, ones);"
     ),
-    "norms of two windows in one place": Bug("/ (Sizes::kSetBytes / 512) + tensor", "* 0 + tensor"),
     "dlogit_scale of one warp": Bug(
         "for (int i = 0; i < kSmallBwdWarps; ++i) {\n      sum += load_shared<float>(self.memory + Sizes::kInverses",
         "for (int i = 0; i < 1; ++i) {\n      sum += load_shared<float>(self.memory + Sizes::kInverses",
