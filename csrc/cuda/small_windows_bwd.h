@@ -45,11 +45,13 @@ struct SmallBwdWarp {
     square_of_scores = Sizes::kScores + row * Sizes::kScoreRowBytes + ((chunk ^ row) & 7) * 16;
   }
 
-  // On to the other set of rows, and of scores and results.
+  // On to the other set of rows, and of scores and results. (With cosine attention registers are too few to keep where
+  // those lie, and always the same of the two saves some.)
   SWIN_FAST_DEVICE void turn() {
     square[0] ^= Sizes::kSetBytes;
     square[1] ^= Sizes::kSetBytes;
     strip ^= Sizes::kSetBytes;
+    if (kCosine) return;
     own_scores ^= Sizes::kScoreBytes;
     square_of_scores ^= Sizes::kScoreBytes;
     own_results ^= Sizes::kResultBytes;
