@@ -44,8 +44,8 @@ struct SmallBwdSizes : SmallSizes<kWindow> {
   static constexpr int kResultBytes = 16 * kRowBytes;
   static constexpr int kZeros = kResults + kSmallBwdWarps * 2 * kResultBytes;  // a row of scores that do not exist
   static constexpr int kSums = kZeros + kScoreRowBytes;                        // dk and dv of padding, of each warp
-  static constexpr int kInverses = kSums + kSmallBwdWarps * 2 * kHeadDim * 4;  // of two windows, q and k: 1 / |row|
-  static constexpr int kPixels = kInverses + 2 * 2 * 64 * 4;                   // of the tokens of two windows
+  static constexpr int kInverses = kSums + kSmallBwdWarps * 2 * kHeadDim * 4;  // 1 / |row| of q and k
+  static constexpr int kPixels = kInverses + 2 * 64 * 4;                       // of the tokens of two windows
   static constexpr int kBias = kPixels + 2 * 64 * 4;
   static constexpr size_t kBytes = kBias + size_t{4} * SmallSizes<kWindow>::kBiasFloats;
 };

@@ -56,24 +56,7 @@ struct SmallBwdFetch {
       const int64_t grad_offset = int64_t{y} * p.grad_stride_y + int64_t{x} * p.grad_stride_x;
       fetch_chunk<kAligned>(at + 3 * Sizes::kTileBytes, real ? grad_out + grad_offset : grad_out, real);
     };
-    const bool whole = p.all.is_whole(window);
-    if (whole) {  // it has no border, then
-      const int y = window.y * p.all.y.window + static_cast<int32_t>(p.all.y.roll);
-      const int x = window.x * p.all.x.window + static_cast<int32_t>(p.all.x.roll);
-      SWIN_FAST_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int token = first + half * 8;
-        if (token < tokens) bring(half, y + grid.row(token), x + grid.column(token), true);
-      }
-    } else {
-      SWIN_FAST_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int token = first + half * 8;
-        int y, x;
-        const bool real = p.all.pixel(window, grid.row(token), grid.column(token), &y, &x);
-        if (token < tokens) bring(half, y, x, real);
-      }
-    }
+    const bool whole = grid.template visit<2>(p.all, window, first, tokens, bring);
     copy_async_commit();
     to ^= Sizes::kSetBytes;
     return whole ? 0 : p.all.border_row(window) << 8 | p.all.border_column(window);

@@ -43,6 +43,32 @@ struct SmallGrid {
     return static_cast<int>(static_cast<uint32_t>(token) * reciprocal >> 16);
   }
   SWIN_FAST_DEVICE int column(int token) const { return token - row(token) * columns; }
+
+  // Calls visit(i, y, x, whether there is a pixel) for each token first + 8 * i below `tokens`, i < kCount. True where the
+  // window is whole: its pixels then lie as its tokens do, which saves most of the work, and it has no border.
+  template <int kCount, class Visit>
+  SWIN_FAST_DEVICE bool visit(const Windows& all, const Windows::Place& window, int first, int tokens,
+                              const Visit& visit) const {
+    const bool whole = all.is_whole(window);
+    if (whole) {
+      const int y = window.y * all.y.window + static_cast<int32_t>(all.y.roll);
+      const int x = window.x * all.x.window + static_cast<int32_t>(all.x.roll);
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < kCount; ++i) {
+        const int token = first + i * 8;
+        if (token < tokens) visit(i, y + row(token), x + column(token), true);
+      }
+    } else {
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < kCount; ++i) {
+        const int token = first + i * 8;
+        int y, x;
+        const bool real = all.pixel(window, row(token), column(token), &y, &x);
+        if (token < tokens) visit(i, y, x, real);
+      }
+    }
+    return whole;
+  }
 };
 
 // The rows of a head in one image, at the chunk of this lane.

@@ -45,11 +45,13 @@ struct SmallBwdWarp {
     square_of_scores = Sizes::kScores + row * Sizes::kScoreRowBytes + ((chunk ^ row) & 7) * 16;
   }
 
-  // On to the other set of rows, and of scores and results.
+  // On to the other set of rows, and of scores and results. (With cosine attention registers are too few to keep where
+  // those lie, and always the same of the two saves some.)
   SWIN_FAST_DEVICE void turn() {
     square[0] ^= Sizes::kSetBytes;
     square[1] ^= Sizes::kSetBytes;
     strip ^= Sizes::kSetBytes;
+    if (kCosine) return;
     own_scores ^= Sizes::kScoreBytes;
     square_of_scores ^= Sizes::kScoreBytes;
     own_results ^= Sizes::kResultBytes;
@@ -66,10 +68,9 @@ struct SmallBwdWarp {
     return token(half) < tokens ? load_shared<int>(all + token(half) * 4) : kNone;
   }
 
-  // 1 / |row| of all rows of q or k of the window in work.
-  SWIN_FAST_DEVICE char* inverses(int tensor) const {
-    return memory + Sizes::kInverses + (square[0] & Sizes::kSetBytes) / (Sizes::kSetBytes / 512) + tensor * 256;
-  }
+  // 1 / |row| of all rows of q or k. Those of a window make place for the next one's: behind the barrier that scores wait
+  // for, a warp reads those of its own rows alone.
+  SWIN_FAST_DEVICE char* inverses(int tensor) const { return memory + Sizes::kInverses + tensor * 256; }
   SWIN_FAST_DEVICE char* sums() const { return memory + Sizes::kSums + warp * 2 * kHeadDim * 4; }
 
   // Cosine attention: 1 / |row| of the rows of q and k that this lane has fetched a chunk of. 1 / |row| may be 1e12,
@@ -438,7 +439,7 @@ __global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
   if (kCosine) {
     SWIN_FAST_UNROLL
     for (int mask = 4; mask < 32; mask *= 2) dlogit_scale += shuffle_xor(dlogit_scale, mask);
-    // Over inverses of queries, which nobody has needed since the last barrier.
+    // Over inverses of queries, as above.
     if (self.lane == 0) store_shared(self.memory + Sizes::kInverses + self.warp * 4, dlogit_scale);
   }
   sync_threads();

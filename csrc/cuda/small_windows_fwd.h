@@ -17,6 +17,7 @@ struct SmallFwdParams {
   WindowAttentionFwdParams problem;
   Windows all;
   int32_t stride_y, stride_x;  // of qkv
+  int64_t image_size;          // elements of out
   int32_t heads = 1;           // of a block: they divide nH
   int32_t windows = 1;         // that a block has in work at a time; a warp for each of them and each head
   int32_t groups = 1;          // of heads: nH / heads
@@ -42,7 +43,7 @@ struct SmallFwdSizes : SmallSizes<kWindow> {
 template <int kWindow>
 SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multiprocessors, size_t shared_memory) {
   SmallFwdParams p{problem, Windows(problem), static_cast<int32_t>(problem.qkv_stride[1]),
-                   static_cast<int32_t>(problem.qkv_stride[2])};
+                   static_cast<int32_t>(problem.qkv_stride[2]), problem.H * problem.W * problem.nH * kHeadDim};
   for (p.heads = std::min(4, problem.nH); problem.nH % p.heads != 0; --p.heads) {
   }
   while (p.heads > 1 && SmallFwdSizes<kWindow>::shared_bytes(p.heads, 1) > shared_memory) {
@@ -78,29 +79,35 @@ struct SmallWarp {
                          : zeros + (row & 1) * kRowBytes + swizzled(row, chunk);
   }
 
-  SWIN_FAST_DEVICE bool pixel(const Windows::Place& window, int token, int* y, int* x) const {
-    return p.all.pixel(window, grid.row(token), grid.column(token), y, x);
-  }
-
   // Rows of one window on their way into shared memory.
   template <bool kAligned>
   SWIN_FAST_DEVICE void fetch(const Windows::Place& window, char* q_rows) const {
-    const int chunk = lane & 3;
-    const QkvRows source(p.problem, window.b, head, chunk);
-    char* const target[3] = {q_rows, rows[0], rows[1]};
-    SWIN_FAST_UNROLL
-    for (int step = 0; step < (Sizes::kTokens + 7) / 8; ++step) {
-      const int token = step * 8 + (lane >> 2);
-      if (token >= count()) continue;
-      int y, x;
-      const bool real = pixel(window, token, &y, &x);
+    const int first = lane >> 2, at = first * kRowBytes + swizzled(first, lane & 3);
+    const QkvRows source(p.problem, window.b, head, lane & 3);
+    char* const target[3] = {q_rows + at, rows[0] + at, rows[1] + at};
+    const auto bring = [&](int step, int y, int x, bool real) {
       const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
       SWIN_FAST_UNROLL
       for (int which = 0; which < 3; ++which) {
-        source.fetch<kAligned>(which, target[which] + token * kRowBytes + swizzled(token, chunk), real, offset);
+        source.fetch<kAligned>(which, target[which] + step * 8 * kRowBytes, real, offset);
       }
-    }
+    };
+    grid.template visit<(Sizes::kTokens + 7) / 8>(p.all, window, first, count(), bring);
     copy_async_commit();
+  }
+
+  // Results, in place of the queries, to their pixels.
+  SWIN_FAST_DEVICE void store(const Windows::Place& window, const char* results) const {
+    const int first = lane >> 2, at = first * kRowBytes + swizzled(first, lane & 3);
+    const WindowAttentionFwdParams& problem = p.problem;
+    const int32_t row_size = problem.nH * kHeadDim;
+    auto* const out = static_cast<uint16_t*>(problem.out) + window.b * p.image_size + head * kHeadDim + (lane & 3) * 8;
+    const auto bring = [&](int step, int y, int x, bool real) {
+      if (!real) return;
+      const int64_t pixel = y * static_cast<int32_t>(problem.W) + x;
+      store_global(out + pixel * row_size, load_shared<UInt4>(results + at + step * 8 * kRowBytes));
+    };
+    grid.template visit<(Sizes::kTokens + 7) / 8>(p.all, window, first, count(), bring);
   }
 };
 
@@ -129,7 +136,9 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
 
   const int64_t stride = int64_t{p.blocks} * p.windows;
   int64_t window = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
-  if (window < p.all.of_all) self.template fetch<kAligned>(p.all.place(window), self.rows[2]);
+  const Windows::Place step = p.all.place(stride);
+  Windows::Place place, next = p.all.place(window);
+  if (window < p.all.of_all) self.template fetch<kAligned>(next, self.rows[2]);
 
   for (int i = threadIdx.x; i < kZeroBytes / 4; i += blockDim.x) store_shared(zeros + 4 * i, uint32_t{0});
   load_bias_fragments<kWindow>(problem, group * p.heads, p.heads, fragments);
@@ -170,9 +179,10 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
       }
     }
     sync_warp();  // k, v and the other q may be written now
-    if (window + stride < p.all.of_all) self.template fetch<kAligned>(p.all.place(window + stride), next_q_rows);
+    place = next;
+    p.all.advance(&next, step);
+    if (window + stride < p.all.of_all) self.template fetch<kAligned>(next, next_q_rows);
 
-    const Windows::Place place = p.all.place(window);
     const bool border = p.all.has_border(place);
     float key_inverse[Sizes::kKeyTiles];  // of key lane / 4 of each tile
     if (kCosine) {
@@ -253,17 +263,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
       attend(std::false_type{});
     }
     sync_warp();
-    const int32_t row_size = problem.nH * kHeadDim;
-    auto* out = static_cast<uint16_t*>(problem.out) + place.b * problem.H * problem.W * row_size +
-                self.head * kHeadDim + (lane & 3) * 8;
-    SWIN_FAST_UNROLL
-    for (int step = 0; step < (Sizes::kTokens + 7) / 8; ++step) {
-      const int token = step * 8 + quad;
-      int y, x;
-      if (token >= tokens || !self.pixel(place, token, &y, &x)) continue;
-      const auto four = load_shared<UInt4>(q_rows + token * kRowBytes + swizzled(token, lane & 3));
-      store_global(out + int64_t{y * static_cast<int32_t>(problem.W) + x} * row_size, four);
-    }
+    self.store(place, q_rows);
     char* const other = q_rows;
     q_rows = next_q_rows;
     next_q_rows = other;

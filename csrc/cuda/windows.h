@@ -51,6 +51,17 @@ struct Windows {
     return true;
   }
 
+  // The same for a step of many windows, given as the place of the window of that number.
+  SWIN_FAST_DEVICE void advance(Place* at, const Place& step) const {
+    at->x += step.x;
+    const bool next_row = at->x >= static_cast<int32_t>(x.num_windows);
+    if (next_row) at->x -= static_cast<int32_t>(x.num_windows);
+    at->y += step.y + next_row;
+    const bool next_image = at->y >= static_cast<int32_t>(y.num_windows);
+    if (next_image) at->y -= static_cast<int32_t>(y.num_windows);
+    at->b += step.b + next_image;
+  }
+
   SWIN_FAST_DEVICE bool has_border(const Place& at) const { return y.has_border(at.y) || x.has_border(at.x); }
 
   // The row and the column of a window that another shift region begins with: behind the last where none does.

@@ -5,6 +5,7 @@ from cuda_kernels.kernel import Bug, Kernel
 
 HEADER = "csrc/cuda/small_windows_fwd.h"
 SHARED = "csrc/cuda/small_windows.h"
+WINDOWS = "csrc/cuda/windows.h"
 
 INSTANCES = """
 template __global__ void small_windows_fwd<BFloat16, 7, false, true>(const SmallFwdParams);
@@ -23,10 +24,8 @@ BUGS = {
     "the next rows overwrite those being read": Bug(
         "    sync_warp();  // k, v and the other q may be written now\n", ""
     ),
-    "the result is read before it is written": Bug(
-        "    sync_warp();\n    const int32_t row_size", "    const int32_t row_size"
-    ),
-    "one q for two windows": Bug("place(window + stride), next_q_rows", "place(window + stride), q_rows"),
+    "the result is read before it is written": Bug("    sync_warp();\n    self.store", "    self.store"),
+    "one q for two windows": Bug("fetch<kAligned>(next, next_q_rows)", "fetch<kAligned>(next, q_rows)"),
     "the swizzle is lost": Bug("return ((chunk ^ (row >> 1)) & 3) * 16;", "return chunk * 16;", SHARED),
     "an odd number of rows": Bug("(Sizes::kTokens + 1) / 2 * 2 * kRowBytes", "Sizes::kTokens * kRowBytes"),
     "rows that do not exist are not zero": Bug("i < kZeroBytes / 4;", "i < 0;"),
@@ -56,9 +55,9 @@ BUGS = {
     "padding of v is that of k": Bug(
         "(which * problem.nH + head) * kHeadDim", "(problem.nH + head) * kHeadDim", SHARED
     ),
-    "results of padding are stored": Bug(
-        "!self.pixel(place, token, &y, &x)) continue", "(self.pixel(place, token, &y, &x), y < 0)) continue"
-    ),
+    "results of padding are stored": Bug("if (!real) return;", "if (y < 0) return;"),
+    "a window of another row of windows": Bug("at->y += step.y + next_row;", "at->y += step.y;", WINDOWS),
+    "a window of another image": Bug("at->b += step.b + next_image;", "at->b += step.b;", WINDOWS),
     "every image is the first": Bug("b * problem.qkv_stride[0]", "0 * problem.qkv_stride[0]", SHARED),
     "windows are left out": Bug("int64_t{p.blocks} * p.windows", "int64_t{p.blocks} * p.windows + 1"),
     "it ends with copies on their way": Bug("window + stride < p.all.of_all)", "window < p.all.of_all)"),
