@@ -22,6 +22,7 @@ from cuda_kernels import (
     large_windows_fwd,
     small_windows_bwd,
     small_windows_fwd,
+    window12_bwd,
 )
 from cuda_kernels.kernel import Kernel
 from test_cusim import CSRC, ROOT, call, emulator_flags, find_nvcc
@@ -32,6 +33,7 @@ MODULES = (
     large_windows_fwd,
     small_windows_bwd,
     small_windows_fwd,
+    window12_bwd,
 )
 KERNELS = {module.KERNEL.name: module.KERNEL for module in MODULES}
 

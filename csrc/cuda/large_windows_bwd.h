@@ -446,6 +446,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
             dp[j][e] = alive ? ds : 0.0f;
           }
         }
+        sync_warp();  // or products are begun early, for which head_dim 128 leaves no registers
         add_weighted_rows<T, kHd>(dv, s, rows + Tile::kSecond, lane);
         add_weighted_rows<T, kHd>(dk, dp, rows, lane);
       }

@@ -39,7 +39,8 @@ struct Window12 {
   static constexpr int kRegions = 2 * kTokens;
   static constexpr int kPadding = kWarps * 2 * kHd * 4;  // sums of dpad_value
   static constexpr int kScales = (kWarps * 4 + 15) / 16 * 16;
-  static constexpr size_t kSharedBytes = kStages + kWeights + kSums + kTable + kNorms + kRegions + kPadding + kScales;
+  static constexpr size_t kSharedBytes =
+      kStages + kPairBytes + kWeights + kSums + kTable + kNorms + kRegions + kPadding + kScales;
 
   // Of a piece of a row of weights, so that eight rows of 288 bytes have theirs in eight groups of banks.
   static SWIN_FAST_DEVICE int weight(int row, int piece) {
@@ -47,7 +48,7 @@ struct Window12 {
   }
 };
 
-// Whether the kernel takes a problem on a GPU with room for so much shared memory a block: 199 KB, as of sm_90. A dense
+// Whether the kernel takes a problem on a GPU with room for so much shared memory a block: 218 KB, as of sm_90. A dense
 // bias would have to lie there whole, for which there is no room.
 inline bool takes_window12_bwd(const WindowAttentionParams& problem, size_t shared_memory) {
   return problem.window_size[0] == Window12::kSide && problem.window_size[1] == Window12::kSide &&
@@ -87,7 +88,8 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
   const int head = static_cast<int>(blockIdx.x) % problem.nH, owner = static_cast<int>(blockIdx.x) / problem.nH;
   const int64_t first = owner * p.all.of_all / p.parts.owners;
   char* const stages = shared_memory();
-  char* const weights = stages + Window12::kStages;
+  char* const results = stages + Window12::kStages;  // dq and dv
+  char* const weights = results + Window12::kPairBytes;
   char* const dbias = weights + Window12::kWeights + warp * Window12::kSumsOfWarp + lane * 16;
   char* const table = weights + Window12::kWeights + Window12::kSums;
   char* const norms = table + Window12::kTable;
@@ -119,6 +121,8 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
   };
 
   Windows::Place place = p.all.place(first);
+  auto windows = static_cast<int>((owner + 1) * p.all.of_all / p.parts.owners - first);  // left to do: at least one
+  int stage = 0;  // where the rows of the window lie
   fetch(place, stages);
   const bool has_bias = problem.bias != nullptr;
   for (int i = threadIdx.x; i < Window12::kReach * Window12::kReach; i += blockDim.x) {
@@ -132,16 +136,15 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
   // The entry of a query and a key of the relative bias stands at A(query) - A(key) + a constant, where A(token) =
   // kReach * row + column. Of two neighbouring keys it is the same entry and that before, as 12 is even. Of eight keys
   // from 8 j on, A is that of the first and the distance; where 8 j = 8 mod 12, the last four are one row further.
-  const char* entries[2][2];
+  const char* entries[2];
   SWIN_FAST_UNROLL
   for (int i = 0; i < 2; ++i) {
     const int row = token[i] / Window12::kSide, along = token[i] + row * (Window12::kReach - Window12::kSide);
-    entries[0][i] = table + 4 * (along + Window12::kReach * Window12::kReach / 2 - pair);
-    entries[1][i] = entries[0][i] - (pair >= 4 ? 4 * (Window12::kReach - Window12::kSide) : 0);
+    entries[i] = table + 4 * (along + Window12::kReach * Window12::kReach / 2 - pair);
   }
+  const int further = pair >= 4 ? Window12::kReach - Window12::kSide : 0;
 
-  int stage = 0;  // where the rows of this window lie
-  for (auto left = static_cast<int>((owner + 1) * p.all.of_all / p.parts.owners - first); left > 0; --left) {
+  for (; windows > 0; --windows) {
     const bool border = p.all.has_border(place);
     char* const queries = stages + stage;               // q and dO
     char* const keys = queries + Window12::kPairBytes;  // k and v
@@ -159,7 +162,6 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
       }
       sync_warp();
     }
-    const OwnRows<T, kHd> q(queries + own, lane), dout(queries + own + Tile::kSecond, lane);
     if (border && lane < 16) {
       const int own_token = 16 * warp + lane, row = own_token / Window12::kSide;
       const int32_t region = p.all.region(place, row, own_token - row * Window12::kSide);
@@ -167,7 +169,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     }
     sync_threads();  // all see all rows, and are done with the window before
     stage = 2 * Window12::kPairBytes - stage;
-    if (left > 1) {
+    if (windows > 1) {
       Windows::Place next = place;
       p.all.advance(&next);
       fetch(next, stages + stage);
@@ -184,6 +186,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     }
 
     // Scores, then probabilities, then dS.
+    const OwnRows<T, kHd> q(queries + own, lane);
     float s[kSteps][2][4];
     float top[2] = {-INFINITY, -INFINITY};
     SWIN_FAST_UNROLL
@@ -199,7 +202,8 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
         for (int e = 0; e < 4; ++e) {
           float& score = s[step][j][e];
           if (kCosine) score *= (e & 1) != 0 ? norm.y : norm.x;
-          const char* const entry = entries[key % Window12::kSide == 8][e >> 1] - 4 * (along + (e & 1));
+          const int before = key % Window12::kSide == 8 ? along + further : along;
+          const char* const entry = entries[e >> 1] - 4 * (before + (e & 1));
           score = score * q_factor[e >> 1] + load_shared<float>(entry);
         }
       }
@@ -222,6 +226,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) top[e >> 1] = fmaxf(top[e >> 1], s[j >> 1][j & 1][e]);
     }
+    const OwnRows<T, kHd> dout(queries + own + Tile::kSecond, lane);
     float sum[2] = {0.0f, 0.0f}, delta[2] = {0.0f, 0.0f}, share[2];
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
@@ -269,10 +274,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     SWIN_FAST_UNROLL
     for (int step = 0; step < kSteps; ++step) {
       SWIN_FAST_UNROLL
-      for (int e = 0; e < 8; ++e) {
-        float& weight = s[step][e >> 2][e & 3];
-        weight *= share[e >> 1 & 1];
-      }
+      for (int e = 0; e < 8; ++e) s[step][e >> 2][e & 3] *= share[e >> 1 & 1];
     }
     if (!all_alive) {
       SWIN_FAST_UNROLL
@@ -305,7 +307,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     float dv[4][4], dq[4][4], dk[4][4], q_norm[2];
     times_own_weights(dv, queries + Tile::kSecond);
     if (sums_padding) add_rows_of<kHd>(dpad_value + kHd * 4, dv, padding, lane);
-    const RoundedRows<T, kHd> rounded_dv(dv);
+    RoundedRows<T, kHd>(dv).put(results + own + Tile::kSecond, lane);
 
     if (kCosine) of_own(q_norm, kQueryNorms);
     SWIN_FAST_UNROLL
@@ -315,6 +317,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
       SWIN_FAST_UNROLL
       for (int step = 0; step < kSteps; ++step) {
         float dp[2][4];
+        sync_warp();  // or products are begun early, for whose results there are no registers
         dout.times(dp, keys + Tile::sixteen(16 * step) + Tile::kSecond);
         SWIN_FAST_UNROLL
         for (int j = 0; j < 2; ++j) {
@@ -344,19 +347,18 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     } else {
       score_gradients(std::true_type{});
     }
-    sync_threads();  // nobody reads P, dO, k or v any more
+    sync_threads();  // nobody reads P, k or v any more
     SWIN_FAST_UNROLL
     for (int step = 0; step < kSteps; ++step) put_weights(step, s[step]);
     float radial[2], scale[2];
     if (kCosine) {
       of_own(scale, kQueryScales);
-      q.through_norm(dq, q_norm, scale, radial);
+      OwnRows<T, kHd>(queries + own, lane).through_norm(dq, q_norm, scale, radial);
       dlogit_scale += radial[0] + radial[1];
     } else {
       scale_rows<kHd>(dq, factor);
     }
-    RoundedRows<T, kHd>(dq).put(queries + own + Tile::kSecond, lane);
-    rounded_dv.put(keys + own + Tile::kSecond, lane);
+    RoundedRows<T, kHd>(dq).put(results + own, lane);
     sync_threads();  // all see dS
     times_own_weights(dk, queries);
     if (kCosine) {
@@ -372,11 +374,11 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     const Pixel pixel[2] = {pixel_of(place, 0), pixel_of(place, 1)};
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
-      const char* const results[3] = {queries + own + Tile::kSecond, keys + own, keys + own + Tile::kSecond};
+      const char* const gradients[3] = {results + own, keys + own, results + own + Tile::kSecond};
       SWIN_FAST_UNROLL
       for (int which = 0; which < 3; ++which) {
         store_piece<kHd>(problem, rows_of_dqkv<kHd>(problem, place.b, which, head), pixel[i], lane & 3,
-                         results[which] + Tile::offset(quad + 8 * i, lane & 3));
+                         gradients[which] + Tile::offset(quad + 8 * i, lane & 3));
       }
     }
     p.all.advance(&place);
