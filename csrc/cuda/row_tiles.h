@@ -12,10 +12,7 @@
 
 namespace swin_fast::cuda {
 
-// The pixel of a token; y < 0 where there is none.
-struct alignas(8) Pixel {
-  int32_t y, x;
-};
+// In place of the y of a pixel.
 constexpr int32_t kPadding = -1;
 constexpr int32_t kNoToken = -2;  // the rows of a tile behind the last token of the window
 
