@@ -317,7 +317,8 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
             delta[i] += shuffle_xor(delta[i], mask);
           }
           const int query = block.row + (lane >> 2) + 8 * i;
-          share[i] = sum[i] != 0.0f ? reciprocal_approx(sum[i]) : 0.0f;  // 0: every score was -inf
+          // 0: every score was -inf, or there is no such query, whose products with infinite keys are NaN.
+          share[i] = query < tokens && sum[i] != 0.0f ? reciprocal_approx(sum[i]) : 0.0f;
           delta[i] *= share[i];
           if (!has_rows || pair != 0) continue;
           float* const to = p.statistics + block.statistics_of(window) + query;

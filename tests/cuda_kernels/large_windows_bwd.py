@@ -67,7 +67,8 @@ BUGS = {
     "delta is not corrected": Bug("            delta[i] *= shrunk;\n            SWIN", "            SWIN"),
     "largest score of two lanes": Bug("finite_top(fmaxf(largest, shuffle_xor(largest, 2)))", "finite_top(largest)"),
     "sum of two lanes": Bug("for (int mask = 1; mask < 4; mask *= 2) {", "for (int mask = 1; mask < 2; mask *= 2) {"),
-    "a row wholly -inf is NaN": Bug("sum[i] != 0.0f ? reciprocal_approx(sum[i]) : 0.0f", "reciprocal_approx(sum[i])"),
+    "a row wholly -inf is NaN": Bug("query < tokens && sum[i] != 0.0f ? reciprocal", "query < tokens ? reciprocal"),
+    "queries that do not exist weigh": Bug("query < tokens && sum[i]", "sum[i]"),
     "a dead row takes NaN from v": Bug(
         "share[e >> 1] != 0.0f ? weight * (dp[j][e] - delta[e >> 1]) : 0.0f", "weight * (dp[j][e] - delta[e >> 1])"
     ),
