@@ -41,7 +41,40 @@ struct Windows {
     return {b, along_y, in_image - along_y * static_cast<int32_t>(x.num_windows)};
   }
 
+  // On to the window behind, without a division; true where it is of another image.
+  SWIN_FAST_DEVICE bool advance(Place* at) const {
+    if (++at->x < static_cast<int32_t>(x.num_windows)) return false;
+    at->x = 0;
+    if (++at->y < static_cast<int32_t>(y.num_windows)) return false;
+    at->y = 0;
+    ++at->b;
+    return true;
+  }
+
+  // The same for a step of many windows, given as the place of the window of that number.
+  SWIN_FAST_DEVICE void advance(Place* at, const Place& step) const {
+    at->x += step.x;
+    const bool next_row = at->x >= static_cast<int32_t>(x.num_windows);
+    if (next_row) at->x -= static_cast<int32_t>(x.num_windows);
+    at->y += step.y + next_row;
+    const bool next_image = at->y >= static_cast<int32_t>(y.num_windows);
+    if (next_image) at->y -= static_cast<int32_t>(y.num_windows);
+    at->b += step.b + next_image;
+  }
+
   SWIN_FAST_DEVICE bool has_border(const Place& at) const { return y.has_border(at.y) || x.has_border(at.x); }
+
+  // The row and the column of a window that another shift region begins with: behind the last where none does.
+  SWIN_FAST_DEVICE int border_row(const Place& at) const { return y.has_border(at.y) ? y.window - y.shift : y.window; }
+  SWIN_FAST_DEVICE int border_column(const Place& at) const {
+    return x.has_border(at.x) ? x.window - x.shift : x.window;
+  }
+
+  // Whether the pixels of a window lie as its tokens do: none is padding, and the image does not end between two.
+  SWIN_FAST_DEVICE bool is_whole(const Place& at) const {
+    return (at.y + 1) * y.window + static_cast<int32_t>(y.roll) <= static_cast<int32_t>(y.size) &&
+           (at.x + 1) * x.window + static_cast<int32_t>(x.roll) <= static_cast<int32_t>(x.size);
+  }
 
   // The pixel of the token in a row and column of a window, or false where it is padding.
   SWIN_FAST_DEVICE bool pixel(const Place& at, int row, int column, int* pixel_y, int* pixel_x) const {
@@ -86,12 +119,24 @@ SWIN_FAST_DEVICE UInt4 load_chunk(const uint16_t* from) {
 // are there at once; whoever reads them waits the same way.
 template <bool kAligned>
 SWIN_FAST_DEVICE void fetch_chunk(char* to, const uint16_t* from, bool valid) {
-  if (kAligned) {
+  if constexpr (kAligned) {
     copy_async_16(to, from, valid);
   } else {
     store_shared(to, valid ? load_chunk<false>(from) : UInt4{0, 0, 0, 0});
   }
 }
+
+SWIN_FAST_DEVICE float with_bits(float value, uint32_t kept, uint32_t set) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  bits = (bits & kept) | set;
+  __builtin_memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+
+// A positive number as power * fraction, where 1 <= fraction < 2.
+SWIN_FAST_DEVICE float power_of(float value) { return with_bits(value, 0x7f800000u, 0); }
+SWIN_FAST_DEVICE float fraction_of(float value) { return with_bits(value, 0x007fffffu, 0x3f800000u); }
 
 // The sum of squares of what the four lanes of a quad hold of a row, as 1 / max(|row|, eps).
 SWIN_FAST_DEVICE float inverse_norm(float squares) {

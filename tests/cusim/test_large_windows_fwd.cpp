@@ -164,7 +164,7 @@ std::vector<Problem> own_problems(bool quick) {
 
 Tensor forward(const Problem& problem, const Inputs& inputs) {
   return run_forward(large_windows, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true,
-                     kSchedules[0]);
+                     kSchedule);
 }
 
 // NaN in k and v of one window reaches the results of this window, all of them, and no other.
