@@ -187,8 +187,8 @@ void test_nan_stays(Problem problem) {
 }
 
 // Infinities do what they do in the definition, also where a block of keys has more than the window, or a slab more
-// than a row: a query whose scores are all -inf gives 0; a key whose scores are -inf has no weight; an infinite value is the
-// result of all who see it.
+// than a row: a query whose scores are all -inf gives 0; a key whose scores are -inf has no weight; an infinite value
+// is the result of all who see it.
 void test_infinities(Problem problem) {
   problem.H = problem.wh;
   problem.W = problem.ww;
