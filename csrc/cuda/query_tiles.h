@@ -40,8 +40,8 @@ struct RowTiles {
 
   uint32_t q[kTiles][Rows::kSlabs][2][4];
   float o[kTiles][kHd / 8][4];
-  float top[kTiles][2];     // what weights are relative to, in base 2: no score so far is more than kLag larger
-  float sum[kTiles][2];     // of this lane's weights
+  float top[kTiles][2];  // what weights are relative to, in base 2: no score so far is more than kLag larger
+  float sum[kTiles][4];  // of weights as they were rounded, as products with ones; two columns alike, the even counts
   float of_row[kTiles][2];  // what scores are multiplied by
   int lane;
 
@@ -61,7 +61,7 @@ struct RowTiles {
       SWIN_FAST_UNROLL
       for (int i = 0; i < 2; ++i) {
         top[r][i] = -FLT_MAX;  // and not -inf: differences to it are numbers
-        sum[r][i] = 0.0f;
+        sum[r][2 * i] = sum[r][2 * i + 1] = 0.0f;
         of_row[r][i] = factor;
         if (kCosine) {
           float total = 0.0f;
@@ -94,7 +94,7 @@ struct RowTiles {
         largest[r][i] = fmaxf(largest[r][i], shuffle_xor(largest[r][i], 2));
         const float shrunk = exp2_approx(top[r][i] - largest[r][i]);
         top[r][i] = largest[r][i];
-        sum[r][i] *= shrunk;
+        sum[r][2 * i] *= shrunk;
         SWIN_FAST_UNROLL
         for (int c = 0; c < kHd / 8; ++c) {
           o[r][c][2 * i] *= shrunk;
@@ -180,6 +180,7 @@ struct RowTiles {
       grown = grown || largest[r][0] > top[r][0] + kLag || largest[r][1] > top[r][1] + kLag;
     }
     if (any_lane(grown)) raise(largest);
+    const uint32_t ones = pack<T>(1.0f, 1.0f);
     SWIN_FAST_UNROLL
     for (int step = 0; step < kKeyTiles / 2; ++step) {
       uint32_t weights[kTiles][4];
@@ -191,11 +192,11 @@ struct RowTiles {
           SWIN_FAST_UNROLL
           for (int e = 0; e < 4; ++e) {
             w[e] = exp2_approx(w[e] - top[r][e >> 1]);
-            sum[r][e >> 1] += w[e];
           }
           weights[r][2 * half] = pack<T>(w[0], w[1]);
           weights[r][2 * half + 1] = pack<T>(w[2], w[3]);
         }
+        mma_m16n8k16<T>(sum[r], weights[r], ones, ones);
       }
       SWIN_FAST_UNROLL
       for (int c = 0; c < kHd / 8; c += 2) {
@@ -216,9 +217,7 @@ struct RowTiles {
     for (int r = 0; r < kTiles; ++r) {
       SWIN_FAST_UNROLL
       for (int i = 0; i < 2; ++i) {
-        sum[r][i] += shuffle_xor(sum[r][i], 1);
-        sum[r][i] += shuffle_xor(sum[r][i], 2);
-        const float share = sum[r][i] == 0.0f ? 0.0f : reciprocal_approx(sum[r][i]);
+        const float share = sum[r][2 * i] == 0.0f ? 0.0f : reciprocal_approx(sum[r][2 * i]);
         SWIN_FAST_UNROLL
         for (int c = 0; c < kHd / 8; ++c) {
           o[r][c][2 * i] *= share;

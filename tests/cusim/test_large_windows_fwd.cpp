@@ -164,7 +164,7 @@ std::vector<Problem> own_problems(bool quick) {
 
 Tensor forward(const Problem& problem, const Inputs& inputs) {
   return run_forward(large_windows, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true,
-                     kSchedules[0]);
+                     kSchedule);
 }
 
 // NaN in k and v of one window reaches the results of this window, all of them, and no other.
@@ -186,9 +186,9 @@ void test_nan_stays(Problem problem) {
   }
 }
 
-// Infinities do what they do in the definition, also where a block of keys has more than the window, or a slab more than
-// a row: a query whose scores are all -inf gives 0; a key whose scores are -inf has no weight; an infinite value is the
-// result of all who see it.
+// Infinities do what they do in the definition, also where a block of keys has more than the window, or a slab more
+// than a row: a query whose scores are all -inf gives 0; a key whose scores are -inf has no weight; an infinite value
+// is the result of all who see it.
 void test_infinities(Problem problem) {
   problem.H = problem.wh;
   problem.W = problem.ww;
