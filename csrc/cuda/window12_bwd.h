@@ -69,8 +69,9 @@ inline Window12BwdParams cut_window12_bwd(const WindowAttentionBwdParams& proble
 
 // Computes: dqkv of windows of 144 tokens, and the parts of dbias, dlogit_scale and dpad_value.
 // Grid:     nH * owners of kThreads, heads fastest, which run at the same time and share cache lines. Each of nine
-//           warps has 16 queries and 16 keys of the window: as queries for P, dS and dq, as keys for dk and dv. Its rows
-//           of dbias stay in shared memory over all windows of the owner; rows of the next window are on their way.
+//           warps has 16 queries and 16 keys of the window: as queries for P, dS and dq, as keys for dk and dv. Its
+//           rows of dbias stay in shared memory over all windows of the owner; rows of the next window are on their
+//           way.
 // Memory:   reads 4 and writes 3 rows of 64 bytes for each token and head, 16 bytes at a time. P, and then dS, go
 //           through shared memory in the dtype of the rows, to the warps that have the keys.
 // Numerics: products in the input dtype with float32 accumulators; scores, softmax and sums over windows in float32; P
