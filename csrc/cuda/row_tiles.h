@@ -84,8 +84,8 @@ SWIN_FAST_DEVICE void fetch_piece(char* to, const Pixel& pixel, int64_t offset, 
   }
 }
 
-// Begins to bring the rows of `count` tokens, whose pixels stand at `pixels`, into a tile: what one of `threads` threads
-// does of it.
+// Begins to bring the rows of `count` tokens, whose pixels stand at `pixels`, into a tile: what one of `threads`
+// threads does of it.
 template <int kHd>
 SWIN_FAST_DEVICE void fetch_rows(char* tile, const char* pixels, int count, const RowSource& source, bool aligned,
                                  int thread, int threads) {
@@ -292,8 +292,8 @@ struct RoundedRows {
 };
 
 // Gives 1 / max(|row|, eps) of a row of a tile to its quad. dS is multiplied with it and rounded, but float16 does not
-// hold the 1e12 that it may be: there its power of two goes to the row, where it rounds nothing but what is 2^-14 of the
-// row's length, and what is left lies between 1 and 2. What is left is stored at `left`.
+// hold the 1e12 that it may be: there its power of two goes to the row, where it rounds nothing but what is 2^-14 of
+// the row's length, and what is left lies between 1 and 2. What is left is stored at `left`.
 template <class T, int kHd>
 SWIN_FAST_DEVICE float prepare_norm(char* tile, int row, char* left, int lane) {
   using Tile = RowTile<kHd>;

@@ -68,9 +68,10 @@ inline Window12BwdParams cut_window12_bwd(const WindowAttentionBwdParams& proble
 }
 
 // Computes: dqkv of windows of 144 tokens, and the parts of dbias, dlogit_scale and dpad_value.
-// Grid:     nH * owners of kThreads, heads fastest, which run at the same time and share cache lines. Each of nine warps
-//           has 16 queries and 16 keys of the window: as queries for P, dS and dq, as keys for dk and dv. Its rows of
-//           dbias stay in shared memory over all windows of the owner; rows of the next window are on their way.
+// Grid:     nH * owners of kThreads, heads fastest, which run at the same time and share cache lines. Each of nine
+//           warps has 16 queries and 16 keys of the window: as queries for P, dS and dq, as keys for dk and dv. Its
+//           rows of dbias stay in shared memory over all windows of the owner; rows of the next window are on their
+//           way.
 // Memory:   reads 4 and writes 3 rows of 64 bytes for each token and head, 16 bytes at a time. P, and then dS, go
 //           through shared memory in the dtype of the rows, to the warps that have the keys.
 // Numerics: products in the input dtype with float32 accumulators; scores, softmax and sums over windows in float32; P
@@ -417,8 +418,8 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
   }
 }
 
-// Gives the kernels to launch(kernel, blocks, threads, bytes of shared memory, params), each behind the one before: where
-// the batch is empty only those that write zeros.
+// Gives the kernels to launch(kernel, blocks, threads, bytes of shared memory, params), each behind the one before:
+// where the batch is empty only those that write zeros.
 template <class T, class Launch>
 void launch_window12_bwd(const Window12BwdParams& p, Launch launch) {
   const bool cosine = p.problem.logit_scale != nullptr;

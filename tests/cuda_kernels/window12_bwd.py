@@ -71,5 +71,5 @@ KERNEL = Kernel(
     HEADER,
     INSTANCES,
     BUGS,
-    known_spills={"sm_80": 232, "sm_86": 64, "sm_89": 64, "sm_90": 16, "sm_100": 120, "sm_120": 32},
+    known_spills={"sm_80": 8, "sm_86": 48, "sm_89": 48, "sm_90": 24, "sm_100": 120, "sm_120": 32},
 )
