@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drives CMake and ninja. What is built is decided here and said in one line.
 
-SWIN_FAST_BUILD=auto  the CPU library where it can be built, else pure Python; never fails an install (the default)
+SWIN_FAST_BUILD=auto  the CPU library where it can be built, else pure Python, and that of CUDA where PyTorch is one for
+                      CUDA and nvcc is found; never fails an install (the default)
                 cpu   the CPU library, or an error
-                cuda  an error: this version has no CUDA sources
+                cuda  the CPU and CUDA libraries, or an error; any PyTorch will do, and no GPU is needed
                 none  pure Python
+SWIN_FAST_CUDA_ARCHS  of the CUDA library, such as 80;90; the last also as PTX. The default stands in CMakeLists.txt
 CMAKE_ARGS            further arguments to cmake; CMakeLists.txt lists the switches
 """
 
@@ -46,19 +48,37 @@ def find_tool(name: str) -> "str | None":
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
-def decide(wanted: str, torch: "Path | None") -> "tuple[bool, str]":
-    """Whether to build the CPU library, and why, in words."""
+def find_nvcc() -> "str | None":
+    """nvcc of the PATH, of CUDA_HOME, or where toolkits are usually installed."""
+    folders = filter(None, [os.environ.get("CUDA_HOME"), "/usr/local/cuda"])
+    return find_tool("nvcc") or next(filter(None, (shutil.which("nvcc", path=f"{f}/bin") for f in folders)), None)
+
+
+def cmake_architectures(wanted: str) -> str:
+    """SWIN_FAST_CUDA_ARCHS as CMake spells it: a binary for each, and PTX of the last; "" is the default."""
+    numbers = wanted.replace(",", ";").split(";") if wanted else []
+    wrong = [number for number in numbers if not re.fullmatch(r"[89]\d|1[0-9]\d", number)]
+    if wrong or sorted(set(numbers), key=int) != numbers:
+        raise SystemExit(
+            f"swin_fast: SWIN_FAST_CUDA_ARCHS is {wanted!r}; it wants ascending numbers of architectures from 80 on, "
+            "such as 80;90"
+        )
+    return ";".join([*(f"{number}-real" for number in numbers[:-1]), *numbers[-1:]])
+
+
+def decide(wanted: str, torch: "Path | None") -> "tuple[tuple[str, ...], str]":
+    """Which libraries to build, of cpu and cuda, and why, in words."""
     if wanted not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"swin_fast: SWIN_FAST_BUILD is {wanted!r}; it wants auto, cpu, cuda or none")
-    if wanted == "cuda":
-        raise SystemExit("swin_fast: SWIN_FAST_BUILD=cuda, but this version has no CUDA sources; use auto, cpu or none")
     if wanted == "none":
-        return False, "as asked"
+        return (), "as asked"
     if sys.platform == "win32":
-        return False, "the native sources need Linux or macOS"
-    version = "none"
+        return (), "the native sources need Linux or macOS"
+    version, for_cuda = "none", False
     if torch is not None:
-        version = re.search(r"__version__ = '(.+?)'", (torch / "version.py").read_text())[1]
+        text = (torch / "version.py").read_text()
+        version = re.search(r"__version__ = '(.+?)'", text)[1]
+        for_cuda = re.search(r"^cuda\b.*= '.+'", text, re.M) is not None
     compilers = [*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++"]
     compiler = next(filter(None, map(find_tool, compilers)), None)
     missing = [name for name in ("cmake", "ninja") if find_tool(name) is None]
@@ -66,37 +86,52 @@ def decide(wanted: str, torch: "Path | None") -> "tuple[bool, str]":
         missing.append("a C++ compiler")
     if torch is None or tuple(map(int, version.split(".")[:2])) < (2, 10):
         missing.append(f"{TORCH} (found: {version})")
+    nvcc = find_nvcc() if wanted == "cuda" or (wanted == "auto" and for_cuda) else None
+    if wanted == "cuda" and nvcc is None:
+        missing.append("nvcc (looked on PATH, in CUDA_HOME and in /usr/local/cuda)")
     if missing:
-        return False, "missing: " + ", ".join(missing)
+        return (), "missing: " + ", ".join(missing)
     x86 = platform.machine() in ("x86_64", "AMD64", "amd64")
     sources = "scalar, AVX2 and AVX-512 sources" if x86 else "scalar sources only, this is not x86-64"
-    return True, f"{sources}; {compiler}, torch {version}, {platform.system()} {platform.machine()}"
+    tools = compiler if nvcc is None else f"{compiler}, {nvcc}"
+    libraries = ("cpu",) if nvcc is None else ("cpu", "cuda")
+    return libraries, f"{sources}; {tools}, torch {version}, {platform.system()} {platform.machine()}"
 
 
 class CMakeBuild(build_ext):
     """cmake configures and builds in build/, then installs into the source tree or into the wheel."""
 
     def run(self) -> None:
-        if not native:
-            return
-        try:
-            self.build_with_cmake(ROOT if self.inplace else Path(self.build_lib).resolve())
-        except subprocess.CalledProcessError as error:
-            failed = f"the build failed: exit status {error.returncode} from {shlex.join(error.cmd)}"
-            if WANTED != "auto":
-                raise SystemExit(f"swin_fast: SWIN_FAST_BUILD={WANTED}, and {failed}") from error
-            print(f"swin_fast build: nothing after all, {failed}", flush=True)
+        without_cuda = tuple(name for name in native if name != "cuda")
+        for libraries in dict.fromkeys((native, without_cuda)):  # auto makes do with less
+            if not libraries:
+                return
+            try:
+                self.build_with_cmake(ROOT if self.inplace else Path(self.build_lib).resolve(), "cuda" in libraries)
+                return
+            except subprocess.CalledProcessError as error:
+                failed = f"the build failed: exit status {error.returncode} from {shlex.join(error.cmd)}"
+                if WANTED != "auto":
+                    raise SystemExit(f"swin_fast: SWIN_FAST_BUILD={WANTED}, and {failed}") from error
+                instead = "cpu alone" if "cuda" in libraries else "nothing"
+                print(f"swin_fast build: {instead} after all, {failed}", flush=True)
 
-    def build_with_cmake(self, prefix: Path) -> None:
-        # Its own folder for each Python and each CMAKE_ARGS, as both stay in CMake's cache.
-        digest = hashlib.sha256("\0".join([sys.prefix, *CMAKE_ARGS]).encode()).hexdigest()[:8]
+    def build_with_cmake(self, prefix: Path, with_cuda: bool) -> None:
+        # Its own folder for each Python, each list of architectures and each CMAKE_ARGS, as they stay in CMake's cache.
+        told = [sys.prefix, *([ARCHITECTURES] if ARCHITECTURES else []), *CMAKE_ARGS]
+        digest = hashlib.sha256("\0".join(told).encode()).hexdigest()[:8]
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{digest}"
         cmake = find_tool("cmake")
         defines = {
             "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
             "Python_EXECUTABLE": sys.executable,
             "SWIN_FAST_TORCH_DIR": TORCH_FOLDER,
+            "SWIN_FAST_CUDA": "ON" if with_cuda else "OFF",
         }
+        if with_cuda:
+            defines["CMAKE_CUDA_COMPILER"] = find_nvcc()
+            if ARCHITECTURES:
+                defines["CMAKE_CUDA_ARCHITECTURES"] = ARCHITECTURES
         for command in (
             [cmake, "-G", "Ninja", "-S", ROOT, "-B", build, *(f"-D{k}={v}" for k, v in defines.items()), *CMAKE_ARGS],
             [cmake, "--build", build],
@@ -112,7 +147,7 @@ class CMakeBuild(build_ext):
         return {}
 
     def get_source_files(self) -> "list[str]":
-        sources = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp"))
+        sources = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
         return ["CMakeLists.txt", *(str(path.relative_to(ROOT)) for path in sources)]
 
 
@@ -125,18 +160,20 @@ class AnyPythonWheel(bdist_wheel):
 
 WANTED = os.environ.get("SWIN_FAST_BUILD", "auto")
 TORCH_FOLDER = find_torch()
+ARCHITECTURES = cmake_architectures(os.environ.get("SWIN_FAST_CUDA_ARCHS", ""))
 native, why = decide(WANTED, TORCH_FOLDER)
 if {"bdist_wheel", "build", "build_ext", "editable_wheel", "install"} & set(sys.argv):
-    print(f"swin_fast build: {'cpu' if native else 'pure Python'} (SWIN_FAST_BUILD={WANTED}): {why}", flush=True)
-    if WANTED == "cpu" and not native:
-        raise SystemExit(f"swin_fast: SWIN_FAST_BUILD=cpu, but the CPU library cannot be built: {why}")
+    what = " and ".join(native) or "pure Python"
+    print(f"swin_fast build: {what} (SWIN_FAST_BUILD={WANTED}): {why}", flush=True)
+    if WANTED in ("cpu", "cuda") and not native:
+        raise SystemExit(f"swin_fast: SWIN_FAST_BUILD={WANTED}, but the library cannot be built: {why}")
 
 setup(
     license="Apache-2.0",
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
     ext_modules=[Extension("swin_fast._C", sources=[])] if native else [],
     # A file of an earlier build must not slip into a wheel that was asked to be without it.
-    options={"build": {"build_lib": f"build/lib-{'cpu' if native else 'none'}"}},
+    options={"build": {"build_lib": f"build/lib-{'-'.join(native) or 'none'}"}},
     # Answered only when pip asks what an isolated build needs: torch, where there is none to build against.
     setup_requires=[TORCH] if "egg_info" in sys.argv and TORCH_FOLDER is None and WANTED != "none" else [],
 )

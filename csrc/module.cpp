@@ -21,11 +21,13 @@ std::string module_folder() {
   return slash == std::string::npos ? "." : path.substr(0, slash);
 }
 
-// What  swin_fast_cpu_build_info()  of the loaded CPU library says, or None while it is not loaded.
-py::object cpu_build_info() {
-  void* library = dlopen((module_folder() + "/lib/libswin_fast_cpu.so").c_str(), RTLD_LAZY | RTLD_NOLOAD);
+// What  swin_fast_<name>_build_info()  of the loaded library says, or None while it is not loaded.
+py::object facts_of(const std::string& name) {
+  const std::string path = module_folder() + "/lib/libswin_fast_" + name + ".so";
+  void* library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
   if (library == nullptr) return py::none();
-  auto* build_info = reinterpret_cast<const char* (*)()>(dlsym(library, "swin_fast_cpu_build_info"));
+  const std::string function = "swin_fast_" + name + "_build_info";
+  auto* build_info = reinterpret_cast<const char* (*)()>(dlsym(library, function.c_str()));
   py::object facts = py::none();
   if (build_info != nullptr) facts = py::module_::import("json").attr("loads")(build_info());
   dlclose(library);
@@ -36,7 +38,8 @@ py::dict build_info() {
   py::dict facts;
   facts["compiler"] = __VERSION__;
   facts["python"] = PY_VERSION;
-  facts["cpu"] = cpu_build_info();
+  facts["cpu"] = facts_of("cpu");
+  facts["cuda"] = facts_of("cuda");
   return facts;
 }
 
@@ -45,6 +48,6 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts of swin_fast's native code. Optional: nothing in the package needs it.";
   m.def("build_info", &build_info,
-        "The build facts: compiler and Python of this module; under \"cpu\" those of the loaded CPU library, or "
-        "None while it is not loaded.");
+        "The build facts: compiler and Python of this module; under \"cpu\" and \"cuda\" those of the loaded "
+        "libraries, or None while they are not loaded.");
 }

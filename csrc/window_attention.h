@@ -10,6 +10,9 @@
 
 namespace swin_fast {
 
+constexpr int kMaxWindowArea = 1024;
+constexpr int kMaxHeadDim = 128;
+
 enum class ScalarType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
 enum class BiasForm : int32_t {
@@ -20,8 +23,8 @@ enum class BiasForm : int32_t {
 
 struct WindowAttentionParams {
   int64_t B, H, W;
-  int32_t nH, hd;          // hd even, <= 128
-  int32_t window_size[2];  // (Wh, Ww), Wh*Ww <= 1024
+  int32_t nH, hd;          // hd even, <= kMaxHeadDim
+  int32_t window_size[2];  // (Wh, Ww), Wh*Ww <= kMaxWindowArea
   int32_t shift_size[2];   // (sh, sw)
   PadOrder pad_order;
   ScalarType dtype;  // of qkv, pad_value, out, grad_out, dqkv, dpad_value

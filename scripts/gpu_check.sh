@@ -6,6 +6,7 @@
 #   scripts/gpu_check.sh [--dry-run] STAGE
 #
 #   facts        versions, device, ceilings, and whether an op of ours keeps to streams and graphs: facts.json
+#   lane-maps    which lane holds what, asked of the GPU for the tests' emulator: lane_maps.json
 #   verify       builds, and runs the tests of the GPU backends: verify.xml
 #   sanitize     the four tools of compute-sanitizer over our kernels: sanitize.txt, and a log of each
 #   tune         measures the kernels' settings: tune.json
@@ -27,7 +28,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STAGES=(facts verify sanitize tune bench-op bench-model bench-peers)
+STAGES=(facts lane-maps verify sanitize tune bench-op bench-model bench-peers)
 OUT=${OUT:-gpu_out}
 PYTHON=${PYTHON:-python3}
 COMPUTE_SANITIZER=${COMPUTE_SANITIZER:-$(PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v compute-sanitizer ||
@@ -48,15 +49,31 @@ gpu_backends() {
   "$PYTHON" -c "from swin_fast.ops import OVERLOADS; print(*(b for b in ('triton', 'cuda') if b in OVERLOADS), sep=',')"
 }
 
-# A fresh machine has nothing built; where all is built this takes a second. The CPU library comes with that of CUDA.
+# What is built: the CUDA library, with which comes that of the CPU, loudly, and for this GPU alone, as six
+# architectures would take longer than a stage may; in the dry run whatever can be.
+choose_build() {
+  export SWIN_FAST_BUILD=none
+  if [[ $dry_run ]]; then
+    SWIN_FAST_BUILD=auto
+  elif [[ $(gpu_backends) == *cuda* ]]; then
+    SWIN_FAST_BUILD=cuda
+    export SWIN_FAST_CUDA_ARCHS=${SWIN_FAST_CUDA_ARCHS:-$("$PYTHON" -c \
+      "import torch; print(*torch.cuda.get_device_capability(), sep='')")}
+  fi
+}
+
+# A fresh machine has nothing built; where all is built this takes a second.
 build() {
-  local wanted=none
-  if [[ $dry_run || $(gpu_backends) == *cuda* ]]; then wanted=auto; fi
-  within_limit make --no-print-directory build VENV=none PYTHON="$PYTHON" SWIN_FAST_BUILD=$wanted
+  choose_build
+  within_limit make --no-print-directory build VENV=none PYTHON="$PYTHON"
 }
 
 facts() {
   within_limit "$PYTHON" -m benchmarks.facts --device "$device" --json "$OUT/facts.json"
+}
+
+lane-maps() {
+  within_limit "$PYTHON" -m benchmarks.lane_maps --device "$device" --json "$OUT/lane_maps.json"
 }
 
 verify() {
@@ -68,9 +85,10 @@ verify() {
     echo "verify: no GPU backend in this version, nothing to run"
     return
   fi
+  choose_build
   # A test is of a backend if its name says so; a required backend that cannot run is a failure, not a skip.
-  within_limit make --no-print-directory test VENV=none PYTHON="$PYTHON" SWIN_FAST_BUILD=auto \
-    SWIN_FAST_REQUIRE="$backends" ARGS="$tests -k '${backends//,/ or }' --junitxml='$OUT/verify.xml' -rsfE --tb=short"
+  within_limit make --no-print-directory test VENV=none PYTHON="$PYTHON" SWIN_FAST_REQUIRE="$backends" \
+    ARGS="$tests -k '(${backends//,/ or }) and not emulator' --junitxml='$OUT/verify.xml' -rsfE --tb=short"
 }
 
 # One line per tool, in one word. clean: it ran, and found nothing; findings: it found something; refused: it does not

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ def why_not(backend: str, problem: Problem) -> list[str]:
     if backend == "triton":
         return _why_not_triton(problem)
     if backend == "cuda":
-        return ["the cuda backend is not part of this version of swin_fast"]
+        return _why_not_cuda(problem)
     return []
 
 
@@ -101,7 +102,8 @@ def resolve(backend: str | None, dtype: torch.dtype, device: torch.device, windo
 def backends() -> tuple[str, ...]:
     """The backends that can run here, for at least one problem."""
     devices = [("cpu", None)] + ([("cuda", torch.cuda.get_device_capability())] if torch.cuda.is_available() else [])
-    problems = [Problem(torch.float32, kind, capability, 49, 32) for kind, capability in devices]
+    dtypes = (torch.float32, torch.float16)  # the cuda backend takes the second alone
+    problems = [Problem(dtype, kind, capability, 49, 32) for dtype in dtypes for kind, capability in devices]
     return tuple(backend for backend in BACKENDS if any(not why_not(backend, problem) for problem in problems))
 
 
@@ -198,6 +200,49 @@ def _why_not_triton(problem: Problem) -> list[str]:
     if problem.capability is not None and problem.capability < (8, 0):
         reasons.append("the triton backend takes GPUs of compute capability 8.0 or later")
     return reasons
+
+
+def _why_not_cuda(problem: Problem) -> list[str]:
+    reasons = native.cuda_why_not()
+    facts = native.cuda_build_info()
+    wanted = facts.get("device", "cuda")  # cpu: built for the emulator of the tests
+    if problem.device_type != wanted:
+        reasons.append(f"the cuda backend takes tensors on {wanted}, not on {problem.device_type}")
+    elif wanted == "cpu":
+        pass
+    elif problem.capability is None:
+        reasons.append("PyTorch sees no CUDA device")
+    elif problem.capability < (8, 0):
+        reasons.append("the cuda backend takes GPUs of compute capability 8.0 or later")
+    elif facts and not _runs_on(facts, problem.capability):
+        built = ", ".join(map(str, facts["architectures"]))
+        reasons.append(
+            "this build of the cuda backend is for sm_{}, not for sm_{}{}".format(built, *problem.capability)
+        )
+    if facts and _name(problem.dtype) not in facts["dtypes"]:
+        left = "; float32 is left to triton" if problem.dtype == torch.float32 else f", not {_name(problem.dtype)}"
+        reasons.append(f"the cuda backend takes {' and '.join(facts['dtypes'])}{left}")
+    if facts:
+        lacking = [name for name in ("forward", "backward") if not _has_kernel(facts[name], problem)]
+        if lacking:
+            size = f"N={problem.window_area} hd={problem.head_dim}"
+            reasons.append(f"the cuda backend has no {' and no '.join(lacking)} kernel for {size}: left to triton")
+    return reasons
+
+
+def _runs_on(facts: dict[str, Any], capability: tuple[int, int]) -> bool:
+    """Binaries serve later minor versions of their major version; PTX serves everything later."""
+    major, minor = capability
+    binaries = any(arch // 10 == major and arch % 10 <= minor for arch in facts["architectures"])
+    return binaries or any(arch <= 10 * major + minor for arch in facts["ptx"])
+
+
+def _has_kernel(kernels: list[dict[str, Any]], problem: Problem) -> bool:
+    return any(
+        kernel["window_area"][0] <= problem.window_area <= kernel["window_area"][1]
+        and problem.head_dim in kernel["head_dims"]
+        for kernel in kernels
+    )
 
 
 def _name(dtype: torch.dtype) -> str:

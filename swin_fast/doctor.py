@@ -26,6 +26,7 @@ __all__ = ["doctor", "doctor_report"]
 ENVIRONMENT = {
     "SWIN_FAST_BACKEND": "backend chosen automatically",
     "SWIN_FAST_BUILD": "auto, when installing",
+    "SWIN_FAST_CUDA_ARCHS": "all architectures of the CUDA library, when installing",
     "SWIN_FAST_ISA": "best instruction set of this CPU",
     "SWIN_FAST_REQUIRE": "tests may skip a backend that cannot run",
     "SWIN_FAST_LOG": "no log",
@@ -55,6 +56,7 @@ def doctor_report() -> dict[str, Any]:
     return {
         "versions": _fact(_versions),
         "native": _fact(_native),
+        "native_cuda": _fact(_native_cuda),
         "machine": _fact(_machine),
         "gpu": _fact(_gpu),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
@@ -89,6 +91,12 @@ def _native() -> dict[str, Any]:
         facts["isa_in_use"] = native.cpu_isa()
         facts["isa_available"] = list(native.cpu_isas())
     return facts
+
+
+def _native_cuda() -> dict[str, Any]:
+    state = "not usable" if native.cuda_library() is None else "loaded"
+    facts: dict[str, Any] = {"cuda_library": state, "why_not": native.cuda_why_not()}
+    return {**facts, "build": native.cuda_build_info()} if state == "loaded" else facts
 
 
 def _machine() -> dict[str, Any]:
@@ -281,6 +289,7 @@ def _sections(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
     return [
         ("Versions", _rows(report["versions"])),
         ("Native CPU library", _rows(report["native"])),
+        ("Native CUDA library", _rows(report["native_cuda"])),
         ("Machine", _rows(report["machine"])),
         ("GPU", gpu_rows),
         ("Models", _model_rows(report["models"])),
@@ -316,8 +325,15 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join("x".join(map(str, v)) if isinstance(v, list) else str(v) for v in value)
+        return ", ".join(map(_item, value))
     return "none" if value is None else str(value)
+
+
+def _item(value: Any) -> str:
+    if isinstance(value, dict):  # kernels of CUDA
+        (least, most), heads = value["window_area"], ", ".join(map(str, value["head_dims"]))
+        return f"{value['name']} (N {least} to {most}, hd {heads})"
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _dispatch_lines(table: list[dict[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:

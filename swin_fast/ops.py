@@ -22,7 +22,7 @@ from torch.autograd.function import FunctionCtx
 from . import reference
 from .backends import native, triton_ops
 
-OVERLOADS = ("reference", "cpu", "triton")
+OVERLOADS = ("reference", "cpu", "triton", "cuda")
 
 _ARGUMENTS = (
     "Tensor qkv, Tensor? bias, Tensor? logit_scale, Tensor? pad_value, "
@@ -187,3 +187,4 @@ for key in triton_ops.DISPATCH_KEYS:
     _library.impl(WINDOW_ATTENTION_FWD["triton"], triton_ops.window_attention_fwd, key)
     _library.impl(WINDOW_ATTENTION_BWD["triton"], triton_ops.window_attention_bwd, key)
 native.cpu_library()  # registers window_attention_{fwd,bwd}.cpu under the CPU key
+native.cuda_library()  # and window_attention_{fwd,bwd}.cuda under the CUDA key

@@ -35,8 +35,9 @@ DIFFERENCE_ERROR = 1e-7
 #: Seconds in which a forked child must have finished.
 FORK_SECONDS = 20.0
 
-#: Of `Case.work`, in Triton's interpreter.
+#: Of `Case.work`, in Triton's interpreter, and in the emulator of CUDA.
 MOST_INTERPRETED = 6
+MOST_EMULATED = 50
 #: Names of the native CPU paths, from the plainest on.
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
 

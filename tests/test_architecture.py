@@ -17,7 +17,7 @@ CSRC = ROOT / "csrc"
 PYTHON = sorted(
     [ROOT / "setup.py", *(p for d in ("swin_fast", "tests", "benchmarks") for p in (ROOT / d).rglob("*.py"))]
 )
-CPP = sorted(p for d in (CSRC, ROOT / "tests" / "cpp") for p in d.rglob("*") if p.suffix in (".h", ".cpp"))
+CPP = sorted(p for d in (CSRC, ROOT / "tests" / "cpp") for p in d.rglob("*") if p.suffix in (".h", ".cpp", ".cu"))
 OTHER = [ROOT / name for name in ("CMakeLists.txt", "Makefile", "pyproject.toml", ".clang-format", ".ci/run")]
 OTHER += [ROOT / name for name in ("scripts/gpu_check.sh", "scripts/stream_probe.cu", "benchmarks/fma_peak.cpp")]
 
@@ -145,10 +145,10 @@ def test_kernels_know_neither_torch_nor_python(header: str) -> None:
 
 def test_bindings_use_the_stable_abi_alone() -> None:
     stable = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/c/")
-    for path in (CSRC / "bindings").iterdir():
-        headers = re.findall(r'#include\s+[<"]((?:torch|ATen|c10|caffe2)/[^>"]+)', path.read_text())
-        assert headers, relative(path)
-        assert [header for header in headers if not header.startswith(stable)] == [], relative(path)
+    text = "".join(path.read_text() for path in (CSRC / "bindings").iterdir())
+    headers = re.findall(r'#include\s+[<"]((?:torch|ATen|c10|caffe2)/[^>"]+)', text)
+    assert headers
+    assert [header for header in headers if not header.startswith(stable)] == []
 
 
 @pytest.mark.parametrize("source", [*PYTHON, *CPP, *OTHER], ids=relative)
@@ -174,8 +174,8 @@ def test_nothing_is_unpickled(source: Path) -> None:
 
 def test_cmake_names_every_source_and_no_other() -> None:
     text = (ROOT / "CMakeLists.txt").read_text()
-    named = {name for name in re.findall(r"csrc/[\w/]+\.cpp", text) if "SOURCE_DIR" not in name}
-    assert named == {relative(path) for path in CSRC.rglob("*.cpp")}
+    named = {name for name in re.findall(r"csrc/[\w/]+\.(?:cpp|cu)\b", text) if "SOURCE_DIR" not in name}
+    assert named == {relative(path) for path in CSRC.rglob("*.c*") if path.suffix in (".cpp", ".cu")}
     assert "GLOB" not in text
 
 

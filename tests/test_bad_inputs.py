@@ -276,12 +276,12 @@ def test_relative_position_functions_name_the_argument(
 # --- the second fence: a native op that is called past the public function refuses, and never crashes
 
 
-def _raw(**change: Any) -> list[Any]:
+def _raw(dtype: torch.dtype, hd: int, **change: Any) -> list[Any]:
     good = {
-        "qkv": torch.zeros(2, 5, 7, 3, 3, 4),
+        "qkv": torch.zeros(2, 5, 7, 3, 3, hd, dtype=dtype),
         "bias": torch.zeros(3, 3, 5),
         "logit_scale": None,
-        "pad_value": torch.zeros(3, 3, 4),
+        "pad_value": torch.zeros(3, 3, hd, dtype=dtype),
         "window_size": (2, 3),
         "shift_size": (1, 2),
         "scale": 0.5,
@@ -292,42 +292,46 @@ def _raw(**change: Any) -> list[Any]:
     return list({**good, **change}.values())
 
 
-RAW = {
-    "qkv-float64": {"qkv": torch.zeros(2, 5, 7, 3, 3, 4, dtype=torch.float64)},
-    "qkv-int64": {"qkv": torch.zeros(2, 5, 7, 3, 3, 4, dtype=torch.int64)},
-    "qkv-5-dims": {"qkv": torch.zeros(5, 7, 3, 3, 4)},
-    "qkv-7-dims": {"qkv": torch.zeros(1, 2, 5, 7, 3, 3, 4)},
-    "qkv-2-parts": {"qkv": torch.zeros(2, 5, 7, 2, 3, 4)},
-    "qkv-hd-odd": {"qkv": torch.zeros(2, 5, 7, 3, 3, 5), "pad_value": None},
-    "qkv-hd-130": {"qkv": torch.zeros(2, 5, 7, 3, 3, 130), "pad_value": None},
-    "bias-float64": {"bias": torch.zeros(3, 3, 5, dtype=torch.float64)},
-    "bias-float16": {"bias": torch.zeros(3, 3, 5, dtype=torch.float16)},
-    "bias-dims": {"bias": torch.zeros(3, 15)},
-    "bias-heads": {"bias": torch.zeros(2, 3, 5)},
-    "bias-shape": {"bias": torch.zeros(3, 6, 5)},
-    "logit_scale-float16": {"logit_scale": torch.zeros(3, dtype=torch.float16)},
-    "logit_scale-short": {"logit_scale": torch.zeros(2)},
-    "logit_scale-dims": {"logit_scale": torch.zeros(3, 1)},
-    "pad_value-dtype": {"pad_value": torch.zeros(3, 3, 4, dtype=torch.bfloat16)},
-    "pad_value-heads": {"pad_value": torch.zeros(3, 2, 4)},
-    "pad_value-dims": {"pad_value": torch.zeros(36)},
-    "window_size-0": {"window_size": (0, 3), "bias": None},
-    "window_size-negative": {"window_size": (-2, 3), "bias": None},
-    "window_size-large": {"window_size": (33, 32), "bias": None},
-    "window_size-huge": {"window_size": (2**32, 2**32), "bias": None},
-    "shift_size-negative": {"shift_size": (-1, 0)},
-    "shift_size-window": {"shift_size": (2, 0)},
-    "pad_order-unknown": {"pad_order": "pad"},
-    "pad_order-empty": {"pad_order": ""},
-    "qkv-H-0": {"qkv": torch.zeros(2, 0, 7, 3, 3, 4)},
-}
-RAW_GRAD = {
-    "shape": torch.zeros(2, 5, 7, 11),
-    "dims": torch.zeros(2, 5, 7, 3, 4),
-    "batch": torch.zeros(1, 5, 7, 12),
-    "float64": torch.zeros(2, 5, 7, 12, dtype=torch.float64),
-    "bfloat16": torch.zeros(2, 5, 7, 12, dtype=torch.bfloat16),
-}
+def _wrong(dtype: torch.dtype, hd: int) -> dict[str, dict[str, Any]]:
+    return {
+        "qkv-float64": {"qkv": torch.zeros(2, 5, 7, 3, 3, hd, dtype=torch.float64)},
+        "qkv-int64": {"qkv": torch.zeros(2, 5, 7, 3, 3, hd, dtype=torch.int64)},
+        "qkv-5-dims": {"qkv": torch.zeros(5, 7, 3, 3, hd, dtype=dtype)},
+        "qkv-7-dims": {"qkv": torch.zeros(1, 2, 5, 7, 3, 3, hd, dtype=dtype)},
+        "qkv-2-parts": {"qkv": torch.zeros(2, 5, 7, 2, 3, hd, dtype=dtype)},
+        "qkv-hd-odd": {"qkv": torch.zeros(2, 5, 7, 3, 3, hd + 1, dtype=dtype), "pad_value": None},
+        "qkv-hd-130": {"qkv": torch.zeros(2, 5, 7, 3, 3, 130, dtype=dtype), "pad_value": None},
+        "bias-float64": {"bias": torch.zeros(3, 3, 5, dtype=torch.float64)},
+        "bias-float16": {"bias": torch.zeros(3, 3, 5, dtype=torch.float16)},
+        "bias-dims": {"bias": torch.zeros(3, 15)},
+        "bias-heads": {"bias": torch.zeros(2, 3, 5)},
+        "bias-shape": {"bias": torch.zeros(3, 6, 5)},
+        "logit_scale-float16": {"logit_scale": torch.zeros(3, dtype=torch.float16)},
+        "logit_scale-short": {"logit_scale": torch.zeros(2)},
+        "logit_scale-dims": {"logit_scale": torch.zeros(3, 1)},
+        "pad_value-dtype": {"pad_value": torch.zeros(3, 3, hd, dtype=torch.float64)},
+        "pad_value-heads": {"pad_value": torch.zeros(3, 2, hd, dtype=dtype)},
+        "pad_value-dims": {"pad_value": torch.zeros(9 * hd, dtype=dtype)},
+        "window_size-0": {"window_size": (0, 3), "bias": None},
+        "window_size-negative": {"window_size": (-2, 3), "bias": None},
+        "window_size-large": {"window_size": (33, 32), "bias": None},
+        "window_size-huge": {"window_size": (2**32, 2**32), "bias": None},
+        "shift_size-negative": {"shift_size": (-1, 0)},
+        "shift_size-window": {"shift_size": (2, 0)},
+        "pad_order-unknown": {"pad_order": "pad"},
+        "pad_order-empty": {"pad_order": ""},
+        "qkv-H-0": {"qkv": torch.zeros(2, 0, 7, 3, 3, hd, dtype=dtype)},
+    }
+
+
+def _wrong_gradients(dtype: torch.dtype, hd: int) -> dict[str, torch.Tensor]:
+    return {
+        "shape": torch.zeros(2, 5, 7, 3 * hd - 1, dtype=dtype),
+        "dims": torch.zeros(2, 5, 7, 3, hd, dtype=dtype),
+        "batch": torch.zeros(1, 5, 7, 3 * hd, dtype=dtype),
+        "float64": torch.zeros(2, 5, 7, 3 * hd, dtype=torch.float64),
+        "float8": torch.zeros(2, 5, 7, 3 * hd, dtype=torch.float8_e4m3fn),
+    }
 
 
 @pytest.fixture
@@ -337,23 +341,38 @@ def native_backend(backend: str) -> str:
     return backend
 
 
-@pytest.mark.parametrize("name", RAW)
-def test_native_ops_refuse(native_backend: str, device: str, name: str) -> None:
-    arguments = [x.to(device) if isinstance(x, torch.Tensor) else x for x in _raw(**RAW[name])]
+SIZES = (torch.float32, 4)
+
+
+@pytest.fixture
+def sizes(native_backend: str) -> tuple[torch.dtype, int]:
+    """A dtype and head_dim that the backend takes."""
+    return (torch.bfloat16, 32) if native_backend == "cuda" else SIZES
+
+
+@pytest.mark.parametrize("name", _wrong(*SIZES))
+def test_native_ops_refuse(native_backend: str, device: str, name: str, sizes: tuple[torch.dtype, int]) -> None:
+    wrong = _raw(*sizes, **_wrong(*sizes)[name])
+    arguments = [x.to(device) if isinstance(x, torch.Tensor) else x for x in wrong]
     with pytest.raises(RuntimeError):
         ops.WINDOW_ATTENTION_FWD[native_backend](*arguments)
+    dtype, hd = sizes
     with pytest.raises(RuntimeError):
-        ops.WINDOW_ATTENTION_BWD[native_backend](torch.zeros(2, 5, 7, 12, device=device), *arguments)
+        ops.WINDOW_ATTENTION_BWD[native_backend](torch.zeros(2, 5, 7, 3 * hd, dtype=dtype, device=device), *arguments)
 
 
-@pytest.mark.parametrize("name", RAW_GRAD)
-def test_native_backward_refuses_a_wrong_gradient(native_backend: str, device: str, name: str) -> None:
-    arguments = [x.to(device) if isinstance(x, torch.Tensor) else x for x in _raw()]
+@pytest.mark.parametrize("name", _wrong_gradients(*SIZES))
+def test_native_backward_refuses_a_wrong_gradient(
+    native_backend: str, device: str, name: str, sizes: tuple[torch.dtype, int]
+) -> None:
+    arguments = [x.to(device) if isinstance(x, torch.Tensor) else x for x in _raw(*sizes)]
     with pytest.raises(RuntimeError):
-        ops.WINDOW_ATTENTION_BWD[native_backend](RAW_GRAD[name].to(device), *arguments)
+        ops.WINDOW_ATTENTION_BWD[native_backend](_wrong_gradients(*sizes)[name].to(device), *arguments)
 
 
-def test_native_ops_take_the_good_call(native_backend: str, device: str) -> None:
-    arguments = [x.to(device) if isinstance(x, torch.Tensor) else x for x in _raw()]
-    assert ops.WINDOW_ATTENTION_FWD[native_backend](*arguments).shape == (2, 5, 7, 12)
-    assert len(ops.WINDOW_ATTENTION_BWD[native_backend](torch.zeros(2, 5, 7, 12, device=device), *arguments)) == 4
+def test_native_ops_take_the_good_call(native_backend: str, device: str, sizes: tuple[torch.dtype, int]) -> None:
+    dtype, hd = sizes
+    arguments = [x.to(device) if isinstance(x, torch.Tensor) else x for x in _raw(*sizes)]
+    assert ops.WINDOW_ATTENTION_FWD[native_backend](*arguments).shape == (2, 5, 7, 3 * hd)
+    grad_out = torch.zeros(2, 5, 7, 3 * hd, dtype=dtype, device=device)
+    assert len(ops.WINDOW_ATTENTION_BWD[native_backend](grad_out, *arguments)) == 4

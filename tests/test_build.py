@@ -65,7 +65,8 @@ def tool(name: str, *arguments: str | Path) -> str:
 
 def environment(**changes: str) -> dict[str, str]:
     """The process's environment, less what would change a build."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("SWIN_FAST_BUILD", "CMAKE_ARGS")}
+    mine = ("SWIN_FAST_BUILD", "SWIN_FAST_CUDA_ARCHS", "CMAKE_ARGS")
+    inherited = {name: value for name, value in os.environ.items() if name not in mine}
     return {**inherited, **changes}
 
 
@@ -77,7 +78,10 @@ def run_setup(folder: Path, *arguments: str, **changes: str) -> subprocess.Compl
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The sources in a folder of their own, without anything built."""
-    folder = tmp_path / "copy"
+    return copy_sources(tmp_path / "copy")
+
+
+def copy_sources(folder: Path) -> Path:
     ignore = shutil.ignore_patterns("lib", "_C.*", "__pycache__")
     for name in ("swin_fast", "csrc"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
@@ -94,20 +98,27 @@ def copy(tmp_path: Path) -> Path:
 def setup_globals(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names of setup.py, after a run that only prints the package's name."""
     monkeypatch.setattr(sys, "argv", ["setup.py", "--quiet", "--name"])
-    monkeypatch.delenv("SWIN_FAST_BUILD", raising=False)
+    for name in ("SWIN_FAST_BUILD", "SWIN_FAST_CUDA_ARCHS", "CUDA_HOME"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(ROOT)
     return runpy.run_path(str(ROOT / "setup.py"))
 
 
-def decide(names: dict[str, Any], wanted: str, torch: Path | None, **replaced: Any) -> tuple[bool, str]:
+Decision = tuple[tuple[str, ...], str]
+
+
+def decide(names: dict[str, Any], wanted: str, torch: Path | None, **replaced: Any) -> Decision:
     function = names["decide"]
     function.__globals__.update(replaced)
-    result: tuple[bool, str] = function(wanted, torch)
+    result: Decision = function(wanted, torch)
     return result
 
 
 def a_torch(folder: Path, version: str) -> Path:
-    (folder / "version.py").write_text(f"__version__ = '{version}'\n")
+    """As PyTorch's own version.py, with the line of its CUDA."""
+    _, _, cuda = version.partition("+cu")
+    lines = [f"__version__ = '{version}'", "debug = False", f"cuda: Optional[str] = {f'{cuda}' if cuda else None!r}"]
+    (folder / "version.py").write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -116,9 +127,74 @@ def find_all(name: str) -> str:
 
 
 def test_auto_builds_where_everything_is_at_hand(setup_globals: dict[str, Any], tmp_path: Path) -> None:
-    native_too, why = decide(setup_globals, "auto", a_torch(tmp_path, "2.10.0+cu130"), find_tool=find_all)
-    assert native_too
+    libraries, why = decide(setup_globals, "auto", a_torch(tmp_path, "2.10.0+cu130"), find_tool=find_all)
+    assert libraries == ("cpu", "cuda")
     assert "torch 2.10.0+cu130" in why
+    assert "/usr/bin/nvcc" in why
+
+
+@pytest.mark.parametrize(
+    ("wanted", "version", "nvcc", "libraries"),
+    [
+        ("auto", "2.13.0+cpu", "/usr/bin/nvcc", ("cpu",)),  # who has no use for it need not wait for it
+        ("auto", "2.13.0+cu130", None, ("cpu",)),
+        ("cpu", "2.13.0+cu130", "/usr/bin/nvcc", ("cpu",)),
+        ("cuda", "2.13.0+cpu", "/usr/bin/nvcc", ("cpu", "cuda")),
+        ("cuda", "2.13.0+cu130", None, ()),
+    ],
+)
+def test_when_the_cuda_library_is_built(
+    setup_globals: dict[str, Any],
+    tmp_path: Path,
+    wanted: str,
+    version: str,
+    nvcc: str | None,
+    libraries: tuple[str, ...],
+) -> None:
+    torch = a_torch(tmp_path, version)
+    built, why = decide(setup_globals, wanted, torch, find_tool=find_all, find_nvcc=lambda: nvcc)
+    assert built == libraries
+    assert ("missing: nvcc" in why) == (not libraries)
+
+
+def test_nvcc_is_looked_for_in_three_places(
+    setup_globals: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_nvcc = setup_globals["find_nvcc"]
+    toolkit = tmp_path / "bin" / "nvcc"
+    toolkit.parent.mkdir()
+    toolkit.write_text("#!/bin/sh\n")
+    toolkit.chmod(0o755)
+    find_nvcc.__globals__["find_tool"] = lambda name: None
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert find_nvcc() == str(toolkit)
+    find_nvcc.__globals__["find_tool"] = lambda name: "/a/path/nvcc"
+    assert find_nvcc() == "/a/path/nvcc"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [("", ""), ("90", "90"), ("80;90", "80-real;90"), ("80,86,120", "80-real;86-real;120")],
+)
+def test_architectures_as_cmake_spells_them(setup_globals: dict[str, Any], wanted: str, given: str) -> None:
+    assert setup_globals["cmake_architectures"](wanted) == given
+
+
+@pytest.mark.parametrize("wanted", ["hopper", "75", "sm_90", "90;80", "80;80", "80;;90", "9", ";", "80 90", "900"])
+def test_architectures_that_make_no_sense(copy: Path, wanted: str) -> None:
+    done = run_setup(copy, "build_ext", "--inplace", SWIN_FAST_BUILD="none", SWIN_FAST_CUDA_ARCHS=wanted)
+    assert done.returncode != 0
+    assert f"SWIN_FAST_CUDA_ARCHS is {wanted!r}; it wants ascending numbers" in done.stderr
+
+
+def test_the_default_architectures_are_those_of_the_gates() -> None:
+    [default] = re.findall(r"set\(CMAKE_CUDA_ARCHITECTURES (.*)\)", (ROOT / "CMakeLists.txt").read_text())
+    numbers = re.findall(r"\d+", default)
+    assert default.split() == [*(f"{number}-real" for number in numbers[:-1]), numbers[-1]]
+    [gate] = re.findall(r'parametrize\("architecture", (\[.*\])\)', (ROOT / "tests/test_cuda_kernels.py").read_text())
+    assert re.findall(r"sm_(\d+)", gate) == numbers
+    [readme] = re.findall(r"`SWIN_FAST_CUDA_ARCHS` .*default ([\d;]+)", (ROOT / "README.md").read_text())
+    assert readme.split(";") == numbers
 
 
 def test_auto_off_x86_builds_the_scalar_sources_and_says_so(
@@ -135,7 +211,7 @@ def test_windows_gets_pure_python_and_hears_why(
 ) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert decide(setup_globals, "auto", a_torch(tmp_path, "2.13.0")) == (
-        False,
+        (),
         "the native sources need Linux or macOS",
     )
 
@@ -177,10 +253,13 @@ def test_none_prints_one_line_and_builds_nothing(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "sentence"),
-    [("cuda", "has no CUDA sources"), ("gpu", "SWIN_FAST_BUILD is 'gpu'; it wants auto, cpu, cuda or none")],
+    [
+        ("cuda", "SWIN_FAST_BUILD=cuda, but the library cannot be built: missing: "),
+        ("gpu", "SWIN_FAST_BUILD is 'gpu'; it wants auto, cpu, cuda or none"),
+    ],
 )
 def test_what_cannot_be_built_fails_loudly(copy: Path, wanted: str, sentence: str) -> None:
-    done = run_setup(copy, "build_ext", "--inplace", SWIN_FAST_BUILD=wanted)
+    done = run_setup(copy, "build_ext", "--inplace", SWIN_FAST_BUILD=wanted, PATH="/nowhere", CUDA_HOME="/nowhere")
     assert done.returncode != 0
     assert sentence in done.stderr
 
@@ -200,6 +279,34 @@ def test_cpu_does_not_survive_a_failing_compiler(library: Path, copy: Path) -> N
     assert "SWIN_FAST_BUILD=cpu, and the build failed" in done.stderr
 
 
+def test_auto_makes_do_with_less(setup_globals: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Without CUDA where that fails, then with nothing."""
+    build = setup_globals["CMakeBuild"]
+    tried: list[bool] = []
+
+    class Failing(build):  # type: ignore[misc, valid-type]
+        inplace = True
+        works_without_cuda = True
+
+        def __init__(self) -> None: ...
+
+        def build_with_cmake(self, prefix: Path, with_cuda: bool) -> None:
+            tried.append(with_cuda)
+            if with_cuda or not self.works_without_cuda:
+                raise subprocess.CalledProcessError(1, ["cmake"])
+
+    build.run.__globals__.update(native=("cpu", "cuda"), WANTED="auto")
+    Failing().run()
+    assert tried == [True, False]
+    assert "cpu alone after all, the build failed" in capsys.readouterr().out
+    Failing.works_without_cuda = False
+    Failing().run()
+    assert "nothing after all, the build failed" in capsys.readouterr().out
+    build.run.__globals__.update(WANTED="cuda")
+    with pytest.raises(SystemExit, match="SWIN_FAST_BUILD=cuda, and the build failed"):
+        Failing().run()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Without the library, and as a wheel
 
@@ -214,14 +321,15 @@ def test_without_the_library_everything_runs_on_the_reference(copy: Path, run_sc
         timeout=120,
     )
     assert "('reference',)" in out
-    assert out.count("not built") == 2  # explain, and the refusal
+    assert out.count("the CPU library is not built") == 2  # explain, and the refusal
+    assert out.count("the CUDA library is not built") == 1
 
 
-def build_wheel(folder: Path, target: Path, wanted: str) -> zipfile.ZipFile:
+def build_wheel(folder: Path, target: Path, wanted: str, **changes: str) -> zipfile.ZipFile:
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-index"]
     command = [*pip, "--no-build-isolation", "--no-deps", "--wheel-dir", str(target), str(folder)]
     inherited = {name: os.environ[name] for name in ["CMAKE_ARGS"] if name in os.environ}  # so that nothing is rebuilt
-    variables = environment(SWIN_FAST_BUILD=wanted, **inherited)
+    variables = environment(SWIN_FAST_BUILD=wanted, **{**inherited, **changes})
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = target.glob("*.whl")
@@ -290,13 +398,14 @@ def test_c_module_tells_the_facts_of_the_loaded_library(library: Path, run_scrip
     from swin_fast import _C  # type: ignore[attr-defined]
 
     assert _C.build_info()["cpu"] == native.cpu_build_info()
+    assert _C.build_info()["cuda"] == (native.cuda_build_info() or None)
     assert _C.build_info()["python"] == ".".join(map(str, sys.version_info[:3]))
     # Alone it must not load the library: a second registration of its operators would end the process.
     alone = (
         f"from importlib import util; spec = util.spec_from_file_location('_C', {spec.origin!r})\n"
         "module = util.module_from_spec(spec); spec.loader.exec_module(module); print(module.build_info())"
     )
-    assert "'cpu': None" in run_script(alone, timeout=60)
+    assert "'cpu': None, 'cuda': None" in run_script(alone, timeout=60)
 
 
 def test_library_exports_its_three_functions_alone(library: Path) -> None:

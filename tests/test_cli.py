@@ -97,6 +97,7 @@ def check_text(text: str) -> None:
         swin_fast.__version__,
         torch.__version__,
         "Native CPU library",
+        "Native CUDA library",
         "torch_threads",
         "SWIN_FAST_ISA",
         "N=49 hd=32",
@@ -136,6 +137,8 @@ def test_doctor_json_agrees_with_the_package(capsys: pytest.CaptureFixture[str])
         assert report["native"]["isa_in_use"] == native.cpu_isa()
         assert report["native"]["isa_available"] == list(native.cpu_isas())
         assert report["native"]["build"] == native.cpu_build_info()
+    assert report["native_cuda"]["why_not"] == native.cuda_why_not()
+    assert report["native_cuda"].get("build", {}) == native.cuda_build_info()
     table = {(row["window_size"][0], row["dtype"], row["device"]): row for row in report["dispatch"]}
     assert {
         (7, "float32", "cpu"),

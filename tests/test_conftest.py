@@ -23,7 +23,7 @@ def test_the_backends_are_those_of_this_version_and_the_required_ones(
 ) -> None:
     monkeypatch.setenv("SWIN_FAST_REQUIRE", required)
     collected = re.findall(r"::\w+\[(\w+)", run_script(COLLECT, timeout=120))
-    here = {name for name in ops.OVERLOADS if name != "triton" or torch.cuda.is_available()}
+    here = {name for name in ops.OVERLOADS if name not in ("triton", "cuda") or torch.cuda.is_available()}
     assert set(collected) == {*here, *filter(None, required.split(","))} - {"reference"}
 
 
@@ -35,3 +35,26 @@ def test_a_backend_that_cannot_run_is_skipped_unless_it_is_required(
     monkeypatch.setattr(native, "cpu_why_not", lambda: ["it was taken away"])
     with pytest.raises(outcome, match="cpu: it was taken away"):
         conftest.KernelPath("cpu", "cpu").require(Case(4, 4, (2, 2), (1, 1), 1, 2), torch.float32)
+
+
+@pytest.mark.parametrize(("dtype", "outcome"), [(torch.float32, pytest.skip.Exception), (torch.float16, None)])
+def test_what_cuda_leaves_to_triton_is_skipped_also_where_it_is_required(
+    dtype: torch.dtype, outcome: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conftest, "REQUIRED", ("cuda",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    some = [{"window_area": [1, 64], "head_dims": [32]}]
+    facts = {"architectures": [90], "ptx": [], "dtypes": ["float16", "bfloat16"], "forward": some, "backward": some}
+    monkeypatch.setattr(native, "cuda_build_info", lambda: facts)
+    monkeypatch.setattr(native, "cuda_why_not", list)
+    case = Case(7, 7, (7, 7), (3, 3), 1, 32)
+    path = conftest.KernelPath("cuda", "cuda")
+    if outcome is None:
+        path.require(case, dtype)
+    else:
+        with pytest.raises(outcome, match="float32 is left to triton"):
+            path.require(case, dtype)
+    monkeypatch.setattr(native, "cuda_why_not", lambda: ["the CUDA library is not built"])
+    with pytest.raises(pytest.fail.Exception, match="the CUDA library is not built"):
+        path.require(case, dtype)

@@ -16,11 +16,26 @@ from pathlib import Path
 
 import pytest
 
-from cuda_kernels import small_windows_fwd
+from cuda_kernels import (
+    fold_parts,
+    large_windows_bwd,
+    large_windows_fwd,
+    small_windows_bwd,
+    small_windows_fwd,
+    window12_bwd,
+)
 from cuda_kernels.kernel import Kernel
 from test_cusim import CSRC, ROOT, call, emulator_flags, find_nvcc
 
-KERNELS = {module.KERNEL.name: module.KERNEL for module in (small_windows_fwd,)}
+MODULES = (
+    fold_parts,
+    large_windows_bwd,
+    large_windows_fwd,
+    small_windows_bwd,
+    small_windows_fwd,
+    window12_bwd,
+)
+KERNELS = {module.KERNEL.name: module.KERNEL for module in MODULES}
 
 
 def build(kernel: Kernel, sources: Path, program: Path, *flags: str) -> Path:

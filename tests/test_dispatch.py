@@ -19,8 +19,17 @@ from swin_fast import dispatch
 from swin_fast.backends import native, triton_ops
 from swin_fast.dispatch import BACKENDS, Problem
 
-HALF, SINGLE, DOUBLE = torch.float16, torch.float32, torch.float64
+HALF, BRAIN, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 LIMITS = {"max_window_area": 1024, "max_head_dim": 128}
+#: As if the CUDA library had these: each direction alone, and both.
+CUDA_FACTS = {
+    "architectures": [80, 90, 100],
+    "ptx": [120],
+    "dtypes": ["float16", "bfloat16"],
+    "cuda_runtime": "13.0",
+    "forward": [{"window_area": [1, 64], "head_dims": [32]}, {"window_area": [65, 1024], "head_dims": [16, 32, 64]}],
+    "backward": [{"window_area": [1, 64], "head_dims": [30, 32]}, {"window_area": [144, 144], "head_dims": [32]}],
+}
 
 
 @pytest.fixture
@@ -28,6 +37,13 @@ def cpu_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule must not depend on whether this machine has built the library."""
     monkeypatch.setattr(native, "cpu_why_not", lambda: [])
     monkeypatch.setattr(native, "cpu_build_info", lambda: LIMITS)
+
+
+@pytest.fixture
+def cuda_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if its library were there, and a driver."""
+    monkeypatch.setattr(native, "cuda_why_not", list)
+    monkeypatch.setattr(native, "cuda_build_info", lambda: CUDA_FACTS)
 
 
 @pytest.fixture
@@ -53,6 +69,7 @@ def triton_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_triton_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_ops, "find_spec", lambda name: None)
+    monkeypatch.setattr(native, "cuda_why_not", lambda: ["the CUDA library is not built"])
     problem = Problem(SINGLE, "cuda", (9, 0), 49, 32)
     assert dispatch.choose(problem) == "reference"
     assert dispatch.why_not("triton", problem) == ["Triton is not installed; `pip install triton` brings it"]
@@ -68,28 +85,37 @@ def test_the_interpreter_takes_tensors_of_the_cpu_if_it_is_forced(
 
 
 #: (problem, automatic choice, {backend: a part of its reason}); a backend that is not named can run the problem.
-LATER = {"cuda": "not part of this version"}
-CUDA_ALONE = {"triton": "takes tensors on cuda, not on", **LATER}
+CUDA_ALONE = {"triton": "takes tensors on cuda, not on", "cuda": "takes tensors on cuda, not on"}
+NOT_CPU = {"cpu": "on cpu, not on cuda"}
 TABLE = [
     (Problem(SINGLE, "cpu", None, 49, 32), "cpu", CUDA_ALONE),
     (Problem(HALF, "cpu", None, 144, 32), "cpu", CUDA_ALONE),
-    (Problem(torch.bfloat16, "cpu", None, 1024, 128), "cpu", CUDA_ALONE),
+    (Problem(BRAIN, "cpu", None, 1024, 128), "cpu", CUDA_ALONE),
     (Problem(SINGLE, "cpu", None, 1, 2), "cpu", CUDA_ALONE),
     (Problem(DOUBLE, "cpu", None, 49, 32), "reference", {"cpu": "not float64", **CUDA_ALONE}),
     (Problem(SINGLE, "cpu", None, 1025, 32), "reference", {"cpu": "up to 1024 tokens", **CUDA_ALONE}),
     (Problem(SINGLE, "cpu", None, 49, 130), "reference", {"cpu": "up to 128", **CUDA_ALONE}),
-    (Problem(SINGLE, "cuda", (9, 0), 49, 32), "triton", {"cpu": "on cpu, not on cuda", **LATER}),
-    (Problem(HALF, "cuda", (8, 0), 1024, 128), "triton", {"cpu": "on cpu, not on cuda", **LATER}),
+    (Problem(HALF, "cuda", (9, 0), 49, 32), "cuda", NOT_CPU),
+    (Problem(BRAIN, "cuda", (8, 0), 144, 32), "cuda", NOT_CPU),
+    (Problem(BRAIN, "cuda", (8, 9), 1, 32), "cuda", NOT_CPU),  # binaries of 8.0
+    (Problem(BRAIN, "cuda", (10, 3), 64, 32), "cuda", NOT_CPU),
+    (Problem(BRAIN, "cuda", (12, 1), 64, 32), "cuda", NOT_CPU),  # PTX
+    (Problem(HALF, "cuda", (11, 0), 49, 32), "triton", {"cuda": "sm_80, 90, 100, not for sm_110", **NOT_CPU}),
+    (Problem(SINGLE, "cuda", (9, 0), 49, 32), "triton", {"cuda": "float32 is left to triton", **NOT_CPU}),
+    (Problem(HALF, "cuda", (9, 0), 49, 30), "triton", {"cuda": "no forward kernel for N=49 hd=30", **NOT_CPU}),
+    (Problem(HALF, "cuda", (9, 0), 256, 32), "triton", {"cuda": "no backward kernel for N=256 hd=32", **NOT_CPU}),
+    (Problem(HALF, "cuda", (8, 0), 1024, 128), "triton", {"cuda": "no forward and no backward", **NOT_CPU}),
     (
         Problem(HALF, "cuda", (7, 5), 49, 32),
         "reference",
-        {"cpu": "on cpu, not on cuda", "triton": "compute capability 8.0 or later", **LATER},
+        {"triton": "compute capability 8.0 or later", "cuda": "compute capability 8.0 or later", **NOT_CPU},
     ),
     (
         Problem(DOUBLE, "cuda", (9, 0), 49, 32),
         "reference",
-        {"cpu": "on cpu, not on cuda", "triton": "not float64", **LATER},
+        {"triton": "not float64", "cuda": "takes float16 and bfloat16, not float64", **NOT_CPU},
     ),
+    (Problem(HALF, "cuda", None, 49, 32), "triton", {"cuda": "PyTorch sees no CUDA device", **NOT_CPU}),
     (Problem(SINGLE, "mps", None, 49, 32), "reference", {"cpu": "on cpu, not on mps", **CUDA_ALONE}),
     (Problem(HALF, "xpu", None, 49, 32), "reference", {"cpu": "on cpu, not on xpu", **CUDA_ALONE}),
     (Problem(SINGLE, "meta", None, 49, 32), "reference", {"cpu": "on cpu, not on meta", **CUDA_ALONE}),
@@ -97,7 +123,14 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("problem", "choice", "reasons"), TABLE, ids=[str(row[0]).replace(" ", "-") for row in TABLE])
-def test_table(cpu_built: None, triton_installed: None, problem: Problem, choice: str, reasons: dict[str, str]) -> None:
+def test_table(
+    cpu_built: None,
+    cuda_built: None,
+    triton_installed: None,
+    problem: Problem,
+    choice: str,
+    reasons: dict[str, str],
+) -> None:
     assert dispatch.choose(problem) == choice
     for backend in BACKENDS:
         sentences = dispatch.why_not(backend, problem)
@@ -112,7 +145,8 @@ def test_table(cpu_built: None, triton_installed: None, problem: Problem, choice
         assert str(problem) in str(error.value)
 
 
-def test_every_reason_is_told_at_once(cpu_built: None) -> None:
+def test_every_reason_is_told_at_once(cpu_built: None, cuda_built: None) -> None:
+    assert len(dispatch.why_not("cuda", Problem(DOUBLE, "cpu", None, 2000, 200))) == 3
     assert len(dispatch.why_not("cpu", Problem(DOUBLE, "cuda", (9, 0), 2000, 200))) == 4
 
 
@@ -187,7 +221,7 @@ def test_use_backend_belongs_to_its_thread() -> None:
 
 def test_a_forced_backend_that_cannot_run_raises_through_the_public_function() -> None:
     qkv = torch.zeros(1, 4, 4, 3, 1, 2)
-    with pytest.raises(NotImplementedError, match="not part of this version"):
+    with pytest.raises(NotImplementedError, match="the cuda backend takes tensors on cuda, not on cpu"):
         swin_fast.window_attention(qkv, None, window_size=2, backend="cuda")
     with swin_fast.use_backend("triton"), pytest.raises(NotImplementedError, match="takes tensors on cuda, not on cpu"):
         swin_fast.window_attention(qkv, None, window_size=2)
@@ -261,7 +295,7 @@ def test_explain_names_every_backend_its_state_and_its_reasons(cpu_built: None) 
     assert "chosen" in rows["cpu"]
     assert "can" in rows["reference"].split()
     assert "takes tensors on cuda, not on cpu" in rows["triton"]
-    assert "not part of this version" in rows["cuda"]
+    assert "takes tensors on cuda, not on cpu" in rows["cuda"]
     assert "float64 cpu N=64 hd=16" in swin_fast.explain(DOUBLE, "cpu", (8, 8), 16)
     assert "not float64" in swin_fast.explain(DOUBLE)
     assert "not on mps" in swin_fast.explain(device="mps")
@@ -290,9 +324,11 @@ def test_backends_are_those_that_can_run(cpu_built: None, monkeypatch: pytest.Mo
 @pytest.fixture
 def fresh_library(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Forgets which library was loaded, before and after the test."""
-    native._cpu.cache_clear()
+    for load in (native._cpu, native._cuda):
+        load.cache_clear()
     yield monkeypatch
-    native._cpu.cache_clear()
+    for load in (native._cpu, native._cuda):
+        load.cache_clear()
 
 
 def test_no_library(fresh_library: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -313,6 +349,39 @@ def test_a_broken_library_is_a_sentence_and_no_crash(fresh_library: pytest.Monke
     (sentence,) = native.cpu_why_not()
     assert sentence.startswith("the CPU library cannot be used: ")
     assert dispatch.choose(TABLE[0][0]) == "reference"
+
+
+def test_no_cuda_library(fresh_library: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fresh_library.setattr(native, "CUDA_LIBRARY", tmp_path / "libswin_fast_cuda.so")
+    assert native.cuda_library() is None
+    assert native.cuda_why_not() == ["the CUDA library is not built: libswin_fast_cuda.so is not in the package"]
+    assert native.cuda_build_info() == {}
+    assert dispatch.why_not("cuda", Problem(HALF, "cuda", (9, 0), 49, 32)) == native.cuda_why_not()
+    native.CUDA_LIBRARY.write_bytes(b"not a library")
+    native._cuda.cache_clear()
+    (sentence,) = native.cuda_why_not()
+    assert sentence.startswith("the CUDA library cannot be used: ")
+
+
+@pytest.mark.parametrize(
+    ("driver", "sentences"),
+    [
+        (13000, []),
+        (13010, []),
+        (14000, []),
+        (12090, ["the driver is for CUDA 12.9, and the CUDA library was built with CUDA 13.0"]),
+        (0, ["no CUDA driver is installed"]),
+    ],
+)
+def test_a_driver_serves_what_was_built_for_its_major_version_or_an_older_one(
+    driver: int, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        swin_fast_cuda_driver_version = staticmethod(lambda: driver)
+
+    loaded = native._Loaded(Library(), CUDA_FACTS, ())  # type: ignore[arg-type]
+    monkeypatch.setattr(native, "_cuda", lambda: loaded)
+    assert native.cuda_why_not() == sentences
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from benchmarks import stream_probe
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
-STAGES = ("facts", "verify", "sanitize", "tune", "bench-op", "bench-model", "bench-peers")
+STAGES = ("facts", "lane-maps", "verify", "sanitize", "tune", "bench-op", "bench-model", "bench-peers")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 CLEAN = "========= ERROR SUMMARY: 0 errors"
 
@@ -116,6 +116,7 @@ TUNE = [BUILD, "-m benchmarks.tune --device cuda --json OUT/tune.json --add"]
 SUITE = "-m benchmarks.run --suite {} --device cuda --json OUT/{}.json --minutes 7"
 REAL = {
     "facts": ["-m benchmarks.facts --device cuda --json OUT/facts.json"],
+    "lane-maps": ["-m benchmarks.lane_maps --device cuda --json OUT/lane_maps.json"],
     "verify": [],
     "sanitize": ["-m benchmarks.stream_probe --device cuda --check call"],
     "tune": TUNE if (ROOT / "benchmarks" / "tune.py").exists() else [],
@@ -152,7 +153,7 @@ def test_the_dry_run_is_the_same_on_a_cpu(machine: Machine, stage: str) -> None:
     expected = [[*command.split(), *(FEW.get(stage, "").split() if command != BUILD else ())] for command in expected]
     said = [command.replace(str(machine.out), "OUT").split() for command in machine.commands]
     said = [command for command in said if command[0] != "sanitizer"]
-    toy = {"facts": set(), "sanitize": set()}.get(stage, {"--toy", "--allow-dirty"})
+    toy = {"facts": set(), "lane-maps": set(), "sanitize": set()}.get(stage, {"--toy", "--allow-dirty"})
     assert [[word for word in command if word not in toy] for command in said] == expected
     assert all(toy <= set(command) for command in said if command != BUILD.split())
 
@@ -167,7 +168,7 @@ def test_rows_peers_and_the_limit_can_be_told(machine: Machine, stage: str) -> N
     assert machine.commands[-1].endswith(" --add earlier.json")
 
 
-@pytest.mark.parametrize(("backends", "wanted"), [("", "none"), ("triton", "none"), ("triton,cuda", "auto")])
+@pytest.mark.parametrize(("backends", "wanted"), [("", "none"), ("triton", "none"), ("triton,cuda", "cuda")])
 def test_the_cpu_library_is_built_with_that_of_cuda_alone(machine: Machine, backends: str, wanted: str) -> None:
     machine.python.write_text(PYTHON.replace("$*", "$* build=$SWIN_FAST_BUILD", 1))
     assert machine("bench-op", GPU_BACKENDS=backends).returncode == 0
@@ -209,15 +210,15 @@ def test_verify_without_a_gpu_backend_says_so(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "backends", "required", "selected"),
+    ("arguments", "backends", "required", "selected", "wanted"),
     [
-        (("verify",), "triton", "triton", "triton"),
-        (("verify",), "triton,cuda", "triton,cuda", "triton or cuda"),
-        (("--dry-run", "verify"), "triton", "cpu", "cpu"),
+        (("verify",), "triton", "triton", "triton", "none"),
+        (("verify",), "triton,cuda", "triton,cuda", "triton or cuda", "cuda"),
+        (("--dry-run", "verify"), "triton", "cpu", "cpu", "auto"),
     ],
 )
 def test_verify_runs_the_tests_of_the_backends_and_requires_them(
-    machine: Machine, arguments: tuple[str, ...], backends: str, required: str, selected: str
+    machine: Machine, arguments: tuple[str, ...], backends: str, required: str, selected: str, wanted: str
 ) -> None:
     machine.python.write_text(PYTHON.replace("$*", "$* require=$SWIN_FAST_REQUIRE build=$SWIN_FAST_BUILD", 1))
     done = machine(*arguments, GPU_BACKENDS=backends)
@@ -225,8 +226,18 @@ def test_verify_runs_the_tests_of_the_backends_and_requires_them(
     build, tests = machine.commands
     assert build.startswith(BUILD)
     assert tests.startswith("-m pytest ")
-    assert f"-k {selected} --junitxml={machine.out}/verify.xml " in tests
-    assert tests.endswith(f"require={required} build=auto")
+    assert f"-k ({selected}) and not emulator --junitxml={machine.out}/verify.xml " in tests
+    assert tests.endswith(f"require={required} build={wanted}")
+
+
+def test_the_cuda_library_is_built_for_the_gpu_that_is_there(machine: Machine) -> None:
+    told = PYTHON.replace("$*", "$* archs=$SWIN_FAST_CUDA_ARCHS", 1)
+    machine.python.write_text(told.replace("esac", "*get_device_capability*) echo 90 ;; esac"))
+    for stage in ("tune", "verify"):
+        assert machine(stage, GPU_BACKENDS="triton,cuda").returncode == 0
+        assert machine.commands[0] == f"{BUILD} archs=90"
+    assert machine("tune", GPU_BACKENDS="triton,cuda", SWIN_FAST_CUDA_ARCHS="80;90").returncode == 0
+    assert machine.commands[0] == f"{BUILD} archs=80;90"
 
 
 def test_kernels_of_ours_take_the_probes_place_under_the_tools(machine: Machine) -> None:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import swin_fast
 from cases import Case, Inputs, make_inputs
+from conftest import fitted
 from swin_fast import ops
 
 #: Every option at least twice, in both states; opcheck runs each forward and backward.
@@ -62,13 +63,13 @@ def test_overloads_are_the_whole_packet_and_pt2_compliant() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_opcheck_forward(backend: str, device: str, case: Case, dtype: torch.dtype) -> None:
-    arguments = _arguments(make_inputs(case, dtype, device), requires_grad=True)
+    arguments = _arguments(make_inputs(*fitted(case, backend, dtype), device), requires_grad=True)
     opcheck(ops.WINDOW_ATTENTION_FWD[backend], tuple(arguments))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_opcheck_backward(backend: str, device: str, case: Case) -> None:
-    inputs = make_inputs(case, torch.float32, device)
+    inputs = make_inputs(*fitted(case, backend), device)
     opcheck(ops.WINDOW_ATTENTION_BWD[backend], (inputs.grad_out, *_arguments(inputs)))
 
 
@@ -87,7 +88,7 @@ OTHER = {"window_size": (4, 3), "shift_size": (2, 1), "scale": 0.7, "pad_order":
 @pytest.mark.parametrize("cosine", [False, True], ids=["scaled", "cosine"])
 def test_every_argument_arrives_in_its_place(backend: str, device: str, cosine: bool) -> None:
     case = Case(**{**vars(DISTINCT), "cosine": cosine})
-    inputs = make_inputs(case, torch.float32, device)
+    inputs = make_inputs(*fitted(case, backend), device)
     arguments = _arguments(inputs)
     fwd, bwd = ops.WINDOW_ATTENTION_FWD[backend], ops.WINDOW_ATTENTION_BWD[backend]
     exact = _arguments(inputs.double())
@@ -95,7 +96,8 @@ def test_every_argument_arrives_in_its_place(backend: str, device: str, cosine: 
     exact_out = ops.WINDOW_ATTENTION_FWD["reference"](*exact)
     exact_grads = ops.WINDOW_ATTENTION_BWD["reference"](inputs.grad_out.double(), *exact)
     for got, want in zip((out, *grads), (exact_out, *exact_grads), strict=True):
-        torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-4)
+        near = 1e-4 if inputs.qkv.dtype == torch.float32 else 0.05  # not the place: 1 and more
+        torch.testing.assert_close(got.float(), want.float(), rtol=near, atol=near)
 
     for position, name in enumerate(OPTIONS, start=4):
         if (name == "scale" and cosine) or name == "window_size":  # unused; needs another bias
@@ -120,6 +122,7 @@ def test_every_argument_arrives_in_its_place(backend: str, device: str, cosine: 
 def test_outputs_are_contiguous_new_and_of_their_dtype(
     backend: str, device: str, case: Case, dtype: torch.dtype
 ) -> None:
+    case, dtype = fitted(case, backend, dtype)
     inputs = make_inputs(case, dtype, device)
     arguments = _arguments(inputs)
     out = ops.WINDOW_ATTENTION_FWD[backend](*arguments)
@@ -140,7 +143,7 @@ def test_outputs_are_contiguous_new_and_of_their_dtype(
 
 def test_only_the_inputs_are_saved_for_backward(backend: str, device: str) -> None:
     case = CASES[2]
-    inputs = make_inputs(case, torch.float32, device)
+    inputs = make_inputs(*fitted(case, backend), device)
     leaves = [
         x.requires_grad_() for x in (inputs.qkv, inputs.bias, inputs.logit_scale, inputs.pad_value) if x is not None
     ]
@@ -159,7 +162,7 @@ def test_only_the_inputs_are_saved_for_backward(backend: str, device: str) -> No
 
 @pytest.mark.parametrize("wanted", ["qkv", "bias", "logit_scale", "pad_value"])
 def test_one_gradient_alone_equals_the_same_among_all(backend: str, device: str, wanted: str) -> None:
-    inputs = make_inputs(CASES[2], torch.float32, device)
+    inputs = make_inputs(*fitted(CASES[2], backend), device)
     names = ("qkv", "bias", "logit_scale", "pad_value")
 
     def gradient(*required: str) -> Tensor:
@@ -172,12 +175,12 @@ def test_one_gradient_alone_equals_the_same_among_all(backend: str, device: str,
 
 
 def test_gradients_of_absent_and_unwanted_arguments_are_none(backend: str, device: str) -> None:
-    arguments = _arguments(make_inputs(CASES[0], torch.float32, device))  # without a bias
+    arguments = _arguments(make_inputs(*fitted(CASES[0], backend), device))  # without a bias
     arguments[0].requires_grad_()
     ops.WINDOW_ATTENTION_FWD[backend](*arguments).sum().backward()
     assert [x.grad is not None for x in arguments if isinstance(x, torch.Tensor)] == [True]
 
-    arguments = _arguments(make_inputs(CASES[2], torch.float32, device))
+    arguments = _arguments(make_inputs(*fitted(CASES[2], backend), device))
     bias = arguments[1].requires_grad_()
     out = ops.WINDOW_ATTENTION_FWD[backend](*arguments)
     unwanted = [x.requires_grad_() for x in (arguments[0], *arguments[2:4])]  # too late
@@ -186,7 +189,7 @@ def test_gradients_of_absent_and_unwanted_arguments_are_none(backend: str, devic
 
 
 def test_nothing_is_recorded_without_need(backend: str, device: str) -> None:
-    arguments = _arguments(make_inputs(CASES[2], torch.float32, device))
+    arguments = _arguments(make_inputs(*fitted(CASES[2], backend), device))
     fwd = ops.WINDOW_ATTENTION_FWD[backend]
     want = fwd(*arguments)
     assert want.grad_fn is None
@@ -200,7 +203,7 @@ def test_nothing_is_recorded_without_need(backend: str, device: str) -> None:
 
 @pytest.mark.parametrize("position", range(5))
 def test_the_backward_op_itself_refuses_to_be_differentiated(backend: str, device: str, position: int) -> None:
-    inputs = make_inputs(CASES[2], torch.float32, device)
+    inputs = make_inputs(*fitted(CASES[2], backend), device)
     arguments = [inputs.grad_out.detach(), *_arguments(inputs)]
     arguments[position].requires_grad_()
     for grad in ops.WINDOW_ATTENTION_BWD[backend](*arguments):
@@ -216,7 +219,7 @@ def test_a_mode_sees_one_call_forward_and_one_backward(backend: str, device: str
             seen.append(str(op))
             return op(*args, **(kwargs or {}))
 
-    inputs = make_inputs(CASES[2], torch.float32, device)
+    inputs = make_inputs(*fitted(CASES[2], backend), device)
     with Record():
         out = ops.WINDOW_ATTENTION_FWD[backend](*_arguments(inputs, requires_grad=True))
         out.backward(inputs.grad_out)

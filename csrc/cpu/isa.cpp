@@ -54,7 +54,7 @@ bool select_isa(const char* name) {
   return false;
 }
 
-const Kernels& kernels_for(ScalarType dtype) {
+const Kernels& kernels_for([[maybe_unused]] ScalarType dtype) {
   switch (chosen()) {
 #ifdef SWIN_FAST_X86
     case kAvx2: return kernels_avx2;

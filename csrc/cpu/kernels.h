@@ -12,8 +12,6 @@ namespace swin_fast::cpu {
 
 // Rows of keys in a tile are padded to this many columns, whatever the vector width, so that layouts are one.
 constexpr int kColumnPad = 16;
-constexpr int kMaxWindowArea = 1024;
-constexpr int kMaxHeadDim = 128;
 
 // The bias as kernels read it, and the layout in which they leave its gradient. Row i of head h starts at
 // data[h * head_stride + row_offset[i]] and may be read up to a multiple of kColumnPad columns.

@@ -163,7 +163,14 @@ SWIN_FAST_DEVICE V load_global(const void* global) {
 
 template <class V>
 SWIN_FAST_DEVICE void store_global(void* global, V value) {
-  *static_cast<typename Word<sizeof(V)>::Type*>(global) = to_word(value);
+  const auto word = to_word(value);
+  if constexpr (sizeof(V) == 16) {  // of an assignment nvcc has made four stores of 4 bytes
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)), "r"(word.x),
+                 "r"(word.y), "r"(word.z), "r"(word.w)
+                 : "memory");
+  } else {
+    *static_cast<typename Word<sizeof(V)>::Type*>(global) = word;
+  }
 }
 
 // Begins to copy 16 bytes, or to write 16 zero bytes where not `valid`; `global` is then not read. Neither this thread

@@ -8,8 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "primitives.h"
-#include "windows.h"
+#include "small_windows.h"
 
 namespace swin_fast::cuda {
 
@@ -18,32 +17,23 @@ struct SmallFwdParams {
   WindowAttentionFwdParams problem;
   Windows all;
   int32_t stride_y, stride_x;  // of qkv
+  int64_t image_size;          // elements of out
   int32_t heads = 1;           // of a block: they divide nH
   int32_t windows = 1;         // that a block has in work at a time; a warp for each of them and each head
   int32_t groups = 1;          // of heads: nH / heads
   int32_t blocks = 1;          // of each group
 };
 
-// Rows of 64 bytes in shared memory, as four chunks of 16. ldmatrix reads one chunk of eight rows at once: the chunk is
-// turned by the pair that a row belongs to, so that the eight lie in eight different groups of banks.
-constexpr int kHeadDim = 32;
-constexpr int kRowBytes = 2 * kHeadDim;
 constexpr int kZeroBytes = 2 * kRowBytes;  // a row pair of zeros, which stands for all rows that do not exist
-SWIN_FAST_HOST_DEVICE inline int swizzled(int row, int chunk) { return ((chunk ^ (row >> 1)) & 3) * 16; }
 
-// Sizes that follow from a window, of which kWindow is the side, or 0 where only the call knows it.
 template <int kWindow>
-struct SmallSizes {
-  static constexpr int kTokens = kWindow == 0 ? 64 : kWindow * kWindow;  // at most
-  static constexpr int kRowTiles = (kTokens + 15) / 16;                  // of 16 queries
-  static constexpr int kKeyTiles = (kTokens + 7) / 8;                    // of 8 keys
-  static constexpr int kKeySteps = (kTokens + 15) / 16;                  // of 16 keys, in the product with v
-  static constexpr int kBiasFloats = kRowTiles * kKeyTiles * 32 * 4;     // of a head, as fragments
+struct SmallFwdSizes : SmallSizes<kWindow> {
+  using Sizes = SmallSizes<kWindow>;
   // k, v, q, and the q of the next window. An even number of rows each, or the rows of zeros were in others' banks.
-  static constexpr int kTileBytes = (kTokens + 1) / 2 * 2 * kRowBytes;
+  static constexpr int kTileBytes = (Sizes::kTokens + 1) / 2 * 2 * kRowBytes;
   static constexpr int kWarpBytes = 4 * kTileBytes;
   static constexpr size_t shared_bytes(int heads, int windows) {
-    return kZeroBytes + size_t{4} * kBiasFloats * heads + size_t{kWarpBytes} * heads * windows;
+    return kZeroBytes + size_t{4} * Sizes::kBiasFloats * heads + size_t{kWarpBytes} * heads * windows;
   }
 };
 
@@ -53,15 +43,15 @@ struct SmallSizes {
 template <int kWindow>
 SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multiprocessors, size_t shared_memory) {
   SmallFwdParams p{problem, Windows(problem), static_cast<int32_t>(problem.qkv_stride[1]),
-                   static_cast<int32_t>(problem.qkv_stride[2])};
+                   static_cast<int32_t>(problem.qkv_stride[2]), problem.H * problem.W * problem.nH * kHeadDim};
   for (p.heads = std::min(4, problem.nH); problem.nH % p.heads != 0; --p.heads) {
   }
-  while (p.heads > 1 && SmallSizes<kWindow>::shared_bytes(p.heads, 1) > shared_memory) {
+  while (p.heads > 1 && SmallFwdSizes<kWindow>::shared_bytes(p.heads, 1) > shared_memory) {
     do --p.heads;
     while (problem.nH % p.heads != 0);
   }
   p.windows = std::max(1, 8 / p.heads);
-  while (p.windows > 1 && SmallSizes<kWindow>::shared_bytes(p.heads, p.windows) > shared_memory) --p.windows;
+  while (p.windows > 1 && SmallFwdSizes<kWindow>::shared_bytes(p.heads, p.windows) > shared_memory) --p.windows;
   p.groups = problem.nH / p.heads;
   const int64_t wanted = ceil_div(p.all.of_all, p.windows);
   p.blocks = static_cast<int32_t>(std::min(wanted, std::max(int64_t{1}, ceil_div(multiprocessors, p.groups))));
@@ -71,58 +61,53 @@ SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multip
 // A warp's place: its window, head and rows in shared memory.
 template <class T, int kWindow>
 struct SmallWarp {
-  using Sizes = SmallSizes<kWindow>;
+  using Sizes = SmallFwdSizes<kWindow>;
   const SmallFwdParams& p;
   int lane, head, tokens;
+  SmallGrid<kWindow> grid;
   char* zeros;
   char* rows[4];  // k, v, q and the other q
 
   SWIN_FAST_DEVICE SmallWarp(const SmallFwdParams& params, int lane_, int head_, char* zeros_, char* memory)
-      : p(params), lane(lane_), head(head_), tokens(params.problem.window_area()), zeros(zeros_) {
+      : p(params), lane(lane_), head(head_), tokens(params.problem.window_area()), grid(params.problem), zeros(zeros_) {
     for (int i = 0; i < 4; ++i) rows[i] = memory + i * Sizes::kTileBytes;
   }
 
-  SWIN_FAST_DEVICE int columns() const { return kWindow == 0 ? p.problem.window_size[1] : kWindow; }
   SWIN_FAST_DEVICE int count() const { return kWindow == 0 ? tokens : Sizes::kTokens; }
   SWIN_FAST_DEVICE char* at(char* base, int row, int chunk) const {
     return row < count() ? base + row * kRowBytes + swizzled(row, chunk)
                          : zeros + (row & 1) * kRowBytes + swizzled(row, chunk);
   }
 
-  SWIN_FAST_DEVICE bool pixel(const Windows::Place& window, int token, int* y, int* x) const {
-    const int row = token / columns();
-    return p.all.pixel(window, row, token - row * columns(), y, x);
-  }
-
-  // Rows of one window on their way into shared memory. Padding takes its row of pad_value; a padded query is zero.
+  // Rows of one window on their way into shared memory.
   template <bool kAligned>
   SWIN_FAST_DEVICE void fetch(const Windows::Place& window, char* q_rows) const {
-    const WindowAttentionFwdParams& problem = p.problem;
-    const int chunk = lane & 3;
-    const uint16_t *source[3], *padding[3];
-    char* const target[3] = {q_rows, rows[0], rows[1]};
-    SWIN_FAST_UNROLL
-    for (int which = 0; which < 3; ++which) {
-      source[which] = static_cast<const uint16_t*>(problem.qkv) + window.b * problem.qkv_stride[0] +
-                      which * problem.qkv_stride[3] + head * problem.qkv_stride[4] + chunk * 8;
-      padding[which] =
-          static_cast<const uint16_t*>(problem.pad_value) + (which * problem.nH + head) * kHeadDim + chunk * 8;
-    }
-    SWIN_FAST_UNROLL
-    for (int step = 0; step < (Sizes::kTokens + 7) / 8; ++step) {
-      const int token = step * 8 + (lane >> 2);
-      if (token >= count()) continue;
-      int y, x;
-      const bool real = pixel(window, token, &y, &x);
+    const int first = lane >> 2, at = first * kRowBytes + swizzled(first, lane & 3);
+    const QkvRows source(p.problem, window.b, head, lane & 3);
+    char* const target[3] = {q_rows + at, rows[0] + at, rows[1] + at};
+    const auto bring = [&](int step, int y, int x, bool real) {
       const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
       SWIN_FAST_UNROLL
       for (int which = 0; which < 3; ++which) {
-        const bool valid = real || (which > 0 && problem.pad_value != nullptr);
-        const uint16_t* const from = real ? source[which] + offset : valid ? padding[which] : source[which];
-        fetch_chunk<kAligned>(target[which] + token * kRowBytes + swizzled(token, chunk), from, valid);
+        source.fetch<kAligned>(which, target[which] + step * 8 * kRowBytes, real, offset);
       }
-    }
+    };
+    grid.template visit<(Sizes::kTokens + 7) / 8>(p.all, window, first, count(), bring);
     copy_async_commit();
+  }
+
+  // Results, in place of the queries, to their pixels.
+  SWIN_FAST_DEVICE void store(const Windows::Place& window, const char* results) const {
+    const int first = lane >> 2, at = first * kRowBytes + swizzled(first, lane & 3);
+    const WindowAttentionFwdParams& problem = p.problem;
+    const int32_t row_size = problem.nH * kHeadDim;
+    auto* const out = static_cast<uint16_t*>(problem.out) + window.b * p.image_size + head * kHeadDim + (lane & 3) * 8;
+    const auto bring = [&](int step, int y, int x, bool real) {
+      if (!real) return;
+      const int64_t pixel = y * static_cast<int32_t>(problem.W) + x;
+      store_global(out + pixel * row_size, load_shared<UInt4>(results + at + step * 8 * kRowBytes));
+    };
+    grid.template visit<(Sizes::kTokens + 7) / 8>(p.all, window, first, count(), bring);
   }
 };
 
@@ -133,12 +118,12 @@ struct SmallWarp {
 // Memory:   reads 3 and writes 1 rows of 64 bytes for each token and head, 16 bytes at a time.
 // Numerics: products in the input dtype with float32 accumulators; scores, softmax and its sum in float32;
 //           probabilities rounded for the product with v, which is divided by the sum. Nothing depends on blocks or
-//           windows. sm_90, N = 49: 2,086 warp instructions a window and head without a border, of the 2,703 that an
+//           windows. sm_90, N = 49: 1,475 warp instructions a window and head without a border, of the 2,703 that an
 //           H200 has time for while its memory moves the rows. Not yet run on a GPU.
 // Source:   written for this project; fragments as in the PTX manual, mma.m16n8k16.
 template <class T, int kWindow, bool kCosine, bool kAligned>
 __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p) {
-  using Sizes = SmallSizes<kWindow>;
+  using Sizes = SmallFwdSizes<kWindow>;
   const WindowAttentionFwdParams& problem = p.problem;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int group = blockIdx.x % p.groups;
@@ -147,29 +132,24 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
   char* const fragments = zeros + kZeroBytes;
   char* const warps = fragments + size_t{4} * Sizes::kBiasFloats * p.heads;
   SmallWarp<T, kWindow> self(p, lane, group * p.heads + head_slot, zeros, warps + warp * Sizes::kWarpBytes);
-  const int tokens = self.count(), columns = self.columns();
+  const int tokens = self.count();
 
   const int64_t stride = int64_t{p.blocks} * p.windows;
-  int64_t window = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
-  if (window < p.all.of_all) self.template fetch<kAligned>(p.all.place(window), self.rows[2]);
+  const int64_t window = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
+  auto left = static_cast<int32_t>(window < p.all.of_all ? ceil_div(p.all.of_all - window, stride) : 0);
+  const Windows::Place step = p.all.place(stride);
+  Windows::Place place, next = p.all.place(window);
+  if (left > 0) self.template fetch<kAligned>(next, self.rows[2]);
 
-  // The bias of the block's heads, once, in the order of accumulators.
   for (int i = threadIdx.x; i < kZeroBytes / 4; i += blockDim.x) store_shared(zeros + 4 * i, uint32_t{0});
-  for (int i = threadIdx.x; i < p.heads * Sizes::kBiasFloats; i += blockDim.x) {
-    const int place = i % Sizes::kBiasFloats, of_lane = place / 4 % 32, tile = place / 128;
-    const int row = tile / Sizes::kKeyTiles * 16 + of_lane / 4 + (place & 2) * 4;
-    const int key = tile % Sizes::kKeyTiles * 8 + of_lane % 4 * 2 + (place & 1);
-    const int head = group * p.heads + i / Sizes::kBiasFloats;
-    const float value = row < tokens && key < tokens ? bias_of(problem, head, row, key, columns) : 0.0f;
-    store_shared(fragments + 4 * i, value);
-  }
+  load_bias_fragments<kWindow>(problem, group * p.heads, p.heads, fragments);
   sync_threads();
 
   const float factor = kCosine ? load_global<float>(problem.logit_scale + self.head) : problem.scale;
   const char* const bias = fragments + size_t{4} * Sizes::kBiasFloats * head_slot + lane * 16;
   const int quad = lane >> 2, pair = (lane & 3) * 2;
   char *q_rows = self.rows[2], *next_q_rows = self.rows[3];
-  for (; window < p.all.of_all; window += stride) {
+  for (; left > 0; --left) {
     copy_async_wait<0>();
     sync_warp();  // rows that other lanes fetched
     uint32_t k[Sizes::kKeyTiles + 1][2][2];
@@ -200,22 +180,11 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
       }
     }
     sync_warp();  // k, v and the other q may be written now
-    if (window + stride < p.all.of_all) self.template fetch<kAligned>(p.all.place(window + stride), next_q_rows);
+    place = next;
+    p.all.advance(&next, step);
+    if (left > 1) self.template fetch<kAligned>(next, next_q_rows);
 
-    const Windows::Place place = p.all.place(window);
     const bool border = p.all.has_border(place);
-    const auto region = [&](int token) {
-      const int row = token / columns;
-      return p.all.region(place, row, token - row * columns);
-    };
-    uint32_t key_regions[2] = {0, 0};  // four bits for each of this lane's keys
-    if (border) {
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < 2 * Sizes::kKeyTiles; ++i) {
-        const int key = (i >> 1) * 8 + pair + (i & 1);
-        key_regions[i >> 3] |= static_cast<uint32_t>(region(key)) << 4 * (i & 7);
-      }
-    }
     float key_inverse[Sizes::kKeyTiles];  // of key lane / 4 of each tile
     if (kCosine) {
       SWIN_FAST_UNROLL
@@ -226,6 +195,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
     }
     const auto attend = [&](auto has_border) {
       constexpr bool kBorder = decltype(has_border)::value;
+      const Border<kWindow> cut(self.grid, p.all.border_row(place), p.all.border_column(place), pair);
       SWIN_FAST_UNROLL
       for (int tile = 0; tile < Sizes::kRowTiles; ++tile) {
         uint32_t q[2][4];
@@ -242,13 +212,8 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
           }
         }
         const int row[2] = {tile * 16 + quad, tile * 16 + quad + 8};
-        uint32_t row_region[2] = {0, 0};
-        if (kBorder) {
-          row_region[0] = static_cast<uint32_t>(region(row[0]));
-          row_region[1] = static_cast<uint32_t>(region(row[1]));
-        }
+        const uint32_t apart[2] = {kBorder ? cut.apart_from(row[0]) : 0, kBorder ? cut.apart_from(row[1]) : 0};
         float s[Sizes::kKeyTiles][4];
-        float top[2] = {-INFINITY, -INFINITY};
         SWIN_FAST_UNROLL
         for (int j = 0; j < Sizes::kKeyTiles; ++j) {
           s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
@@ -265,41 +230,16 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
           for (int e = 0; e < 4; ++e) {
             if (kCosine) s[j][e] *= of_key[e & 1];
             s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
-            if (kBorder && (key_regions[j >> 2] >> 4 * (2 * (j & 3) + (e & 1)) & 15) != row_region[e >> 1]) {
-              s[j][e] += problem.mask_value;
-            }
-            if (j * 8 + pair + (e & 1) >= tokens) s[j][e] = -INFINITY;
-            top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
+            if (kBorder && is_apart(apart[e >> 1], j, e)) s[j][e] += problem.mask_value;
           }
-        }
-        float sum[2] = {0.0f, 0.0f};
-        SWIN_FAST_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
-          top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
-          // Rounded, but the same for the whole row, where it cancels: only differences of scores are told apart.
-          top[i] = top[i] == -INFINITY ? 0.0f : top[i] * kLog2E;
-        }
-        uint32_t probabilities[Sizes::kKeySteps][4];
-        SWIN_FAST_UNROLL
-        for (int j = 0; j < 2 * Sizes::kKeySteps; ++j) {
-          float weight[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-          if (j < Sizes::kKeyTiles) {
-            SWIN_FAST_UNROLL
-            for (int e = 0; e < 4; ++e) {
-              weight[e] = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1]));
-              sum[e >> 1] += weight[e];
-            }
-          }
-          probabilities[j >> 1][(j & 1) * 2] = pack<T>(weight[0], weight[1]);
-          probabilities[j >> 1][(j & 1) * 2 + 1] = pack<T>(weight[2], weight[3]);
         }
         float share[2];
+        exponentials(s, pair, tokens, share);
+        uint32_t probabilities[Sizes::kKeySteps][4];
         SWIN_FAST_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          sum[i] += shuffle_xor(sum[i], 1);
-          sum[i] += shuffle_xor(sum[i], 2);
-          share[i] = sum[i] == 0.0f ? 0.0f : reciprocal_approx(sum[i]);  // 0: every score was -inf
+        for (int i = 0; i < 4 * Sizes::kKeySteps; ++i) {
+          const int j = i >> 1, e = 2 * (i & 1);
+          probabilities[i >> 2][i & 3] = j < Sizes::kKeyTiles ? pack<T>(s[j][e], s[j][e + 1]) : 0;
         }
         SWIN_FAST_UNROLL
         for (int c = 0; c < 4; ++c) {
@@ -324,17 +264,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
       attend(std::false_type{});
     }
     sync_warp();
-    const int32_t row_size = problem.nH * kHeadDim;
-    auto* out = static_cast<uint16_t*>(problem.out) + place.b * problem.H * problem.W * row_size +
-                self.head * kHeadDim + (lane & 3) * 8;
-    SWIN_FAST_UNROLL
-    for (int step = 0; step < (Sizes::kTokens + 7) / 8; ++step) {
-      const int token = step * 8 + quad;
-      int y, x;
-      if (token >= tokens || !self.pixel(place, token, &y, &x)) continue;
-      const auto four = load_shared<UInt4>(q_rows + token * kRowBytes + swizzled(token, lane & 3));
-      store_global(out + int64_t{y * static_cast<int32_t>(problem.W) + x} * row_size, four);
-    }
+    self.store(place, q_rows);
     char* const other = q_rows;
     q_rows = next_q_rows;
     next_q_rows = other;

@@ -14,6 +14,11 @@ namespace swin_fast::cuda {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNormFloor = 1e-12f;
 
+// Where a token stands on its image; both -1 where it is padding.
+struct alignas(8) Pixel {
+  int32_t y, x;
+};
+
 // The windows of all images, the last axis fastest. The axes stand here ready made: a kernel shall not divide for them.
 struct Windows {
   WindowAxis y, x;
@@ -26,17 +31,49 @@ struct Windows {
         of_all(problem.B * of_image) {}
 
   struct Place {
-    int64_t b;
-    int32_t y, x;
+    int32_t b, y, x;
   };
   SWIN_FAST_DEVICE Place place(int64_t window) const {
     const int64_t b = window / of_image;
     const auto in_image = static_cast<int32_t>(window - b * of_image);
     const int32_t along_y = in_image / static_cast<int32_t>(x.num_windows);
-    return {b, along_y, in_image - along_y * static_cast<int32_t>(x.num_windows)};
+    return {static_cast<int32_t>(b), along_y, in_image - along_y * static_cast<int32_t>(x.num_windows)};
+  }
+
+  // On to the window behind, without a division; true where it is of another image.
+  SWIN_FAST_DEVICE bool advance(Place* at) const {
+    if (++at->x < static_cast<int32_t>(x.num_windows)) return false;
+    at->x = 0;
+    if (++at->y < static_cast<int32_t>(y.num_windows)) return false;
+    at->y = 0;
+    ++at->b;
+    return true;
+  }
+
+  // The same for a step of many windows, given as the place of the window of that number.
+  SWIN_FAST_DEVICE void advance(Place* at, const Place& step) const {
+    at->x += step.x;
+    const bool next_row = at->x >= static_cast<int32_t>(x.num_windows);
+    if (next_row) at->x -= static_cast<int32_t>(x.num_windows);
+    at->y += step.y + next_row;
+    const bool next_image = at->y >= static_cast<int32_t>(y.num_windows);
+    if (next_image) at->y -= static_cast<int32_t>(y.num_windows);
+    at->b += step.b + next_image;
   }
 
   SWIN_FAST_DEVICE bool has_border(const Place& at) const { return y.has_border(at.y) || x.has_border(at.x); }
+
+  // The row and the column of a window that another shift region begins with: behind the last where none does.
+  SWIN_FAST_DEVICE int border_row(const Place& at) const { return y.has_border(at.y) ? y.window - y.shift : y.window; }
+  SWIN_FAST_DEVICE int border_column(const Place& at) const {
+    return x.has_border(at.x) ? x.window - x.shift : x.window;
+  }
+
+  // Whether the pixels of a window lie as its tokens do: none is padding, and the image does not end between two.
+  SWIN_FAST_DEVICE bool is_whole(const Place& at) const {
+    return (at.y + 1) * y.window + static_cast<int32_t>(y.roll) <= static_cast<int32_t>(y.size) &&
+           (at.x + 1) * x.window + static_cast<int32_t>(x.roll) <= static_cast<int32_t>(x.size);
+  }
 
   // The pixel of the token in a row and column of a window, or false where it is padding.
   SWIN_FAST_DEVICE bool pixel(const Place& at, int row, int column, int* pixel_y, int* pixel_x) const {
@@ -62,24 +99,43 @@ SWIN_FAST_DEVICE float bias_of(const WindowAttentionParams& problem, int64_t hea
   return load_global<float>(problem.bias + row * (2 * Ww - 1) + relative_index(query % columns, key % columns, Ww));
 }
 
+// Eight elements of a row.
+template <bool kAligned>
+SWIN_FAST_DEVICE UInt4 load_chunk(const uint16_t* from) {
+  if constexpr (kAligned) {
+    return load_global<UInt4>(from);
+  } else {
+    uint32_t pairs[4];
+    for (int i = 0; i < 4; ++i) {
+      pairs[i] = load_global<uint16_t>(from + 2 * i) | static_cast<uint32_t>(load_global<uint16_t>(from + 2 * i + 1))
+                                                           << 16;
+    }
+    return {pairs[0], pairs[1], pairs[2], pairs[3]};
+  }
+}
+
 // Begins to bring eight elements to shared memory, or zeros where not `valid`; `from` is then not read. Unaligned ones
 // are there at once; whoever reads them waits the same way.
 template <bool kAligned>
 SWIN_FAST_DEVICE void fetch_chunk(char* to, const uint16_t* from, bool valid) {
-  if (kAligned) {
+  if constexpr (kAligned) {
     copy_async_16(to, from, valid);
-    return;
+  } else {
+    store_shared(to, valid ? load_chunk<false>(from) : UInt4{0, 0, 0, 0});
   }
-  uint32_t pairs[4];
-  for (int i = 0; i < 4; ++i) {
-    pairs[i] = 0;
-    if (valid) {
-      pairs[i] = load_global<uint16_t>(from + 2 * i) | static_cast<uint32_t>(load_global<uint16_t>(from + 2 * i + 1))
-                                                           << 16;
-    }
-  }
-  store_shared(to, UInt4{pairs[0], pairs[1], pairs[2], pairs[3]});
 }
+
+SWIN_FAST_DEVICE float with_bits(float value, uint32_t kept, uint32_t set) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  bits = (bits & kept) | set;
+  __builtin_memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+
+// A positive number as power * fraction, where 1 <= fraction < 2.
+SWIN_FAST_DEVICE float power_of(float value) { return with_bits(value, 0x7f800000u, 0); }
+SWIN_FAST_DEVICE float fraction_of(float value) { return with_bits(value, 0x007fffffu, 0x3f800000u); }
 
 // The sum of squares of what the four lanes of a quad hold of a row, as 1 / max(|row|, eps).
 SWIN_FAST_DEVICE float inverse_norm(float squares) {

@@ -5,8 +5,8 @@
 // measures of how far a kernel may be off:
 //   accumulation  the sum of the magnitudes that went into it, each weighted by how much its own float32 computation
 //                 may amplify errors: a sound float32 kernel is within a small multiple of 2^-24 of this;
-//   operand       the same for bfloat16 paths, where P and dS are rounded to bfloat16 before they are multiplied, and P
-//                 is off by a small share of such a rounding to begin with, the exponential being no more exact.
+//   operand       the same for paths that round P and dS to 16 bits before they are multiplied, where P is off by a
+//                 small share of such a rounding to begin with, the exponential being no more exact.
 #pragma once
 
 #include <algorithm>
@@ -183,6 +183,11 @@ class WindowOracle {
   // Numbers below the smallest normal float may be flushed to zero; as a measure, in units of 2^-24.
   static constexpr double kFlushed = 0x1p-126 * 0x1p24;
 
+  // What a rounding of an operand is a share of: below the smallest normal number all are as far apart as there.
+  double operand_size(double x) const {
+    return x == 0 ? 0.0 : std::max(std::fabs(x), p_.dtype == ScalarType::kFloat16 ? 0x1p-14 : 0x1p-126);
+  }
+
   static double finite_size(double x) { return std::isfinite(x) ? std::fabs(x) : 0.0; }
 
   int64_t qkv_index(int64_t b, int64_t pixel, int which, int head) const {
@@ -266,8 +271,8 @@ class WindowOracle {
   void forward_row(int64_t b, int head, int64_t i, int64_t pixel) {
     for (int64_t j = 0; j < n_; ++j) {
       const double p = P_[i * n_ + j];
-      results_.out.add_row(out_index(b, pixel, head), hd_, p, P_accumulation_[i * n_ + j], p * (1 + kExpShare),
-                           &v_[j * hd_]);
+      results_.out.add_row(out_index(b, pixel, head), hd_, p, P_accumulation_[i * n_ + j],
+                           operand_size(p) + p * kExpShare, &v_[j * hd_]);
     }
   }
 
@@ -295,7 +300,7 @@ class WindowOracle {
           dead ? 0.0
                : P_accumulation_[ij] * std::fabs(dP[j] - delta) + p * (dP_size[j] + delta_accumulation) + kFlushed;
       const double dS_size = std::fabs(dS_[ij]), inexact_exp = dead ? 0.0 : kExpShare * (dS_size + p * delta_size);
-      dS_operand_[ij] = dS_size + inexact_exp;
+      dS_operand_[ij] = operand_size(dS_[ij]) + inexact_exp;
       if (p_.bias_form != BiasForm::kNone) {
         results_.dbias.add(bias_index(head, i, j), dS_[ij], dS_accumulation_[ij], inexact_exp);
       }
@@ -338,7 +343,7 @@ class WindowOracle {
                     dS_operand_[ij] * std::fabs(k_factor), &k_[j * hd_]);
         dk_.add_row(j * hd_, hd_, dS_[ij] * q_factor, dS_accumulation_[ij] * std::fabs(q_factor),
                     dS_operand_[ij] * std::fabs(q_factor), &q_[i * hd_]);
-        dv_.add_row(j * hd_, hd_, P_[ij], P_accumulation_[ij], P_[ij] * (1 + kExpShare), &g_[i * hd_]);
+        dv_.add_row(j * hd_, hd_, P_[ij], P_accumulation_[ij], operand_size(P_[ij]) + P_[ij] * kExpShare, &g_[i * hd_]);
       }
     }
     through_norm(q_, q_factor_, &dq_);

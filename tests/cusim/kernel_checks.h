@@ -55,8 +55,8 @@ struct Schedule {
 };
 
 // Results may depend on the number of multiprocessors where they are sums over windows, as those of a backward are.
-constexpr Schedule kSchedules[] = {
-    {0, cusim::AsyncCopies::latest, cusim::Math::exact, 1},
+constexpr Schedule kSchedule = {0, cusim::AsyncCopies::latest, cusim::Math::exact, 1};
+constexpr Schedule kOtherSchedules[] = {
     {0, cusim::AsyncCopies::earliest, cusim::Math::exact, 1},
     {7, cusim::AsyncCopies::latest, cusim::Math::exact, 3},
     {8, cusim::AsyncCopies::earliest, cusim::Math::exact, 100},
@@ -165,13 +165,13 @@ inline void test_forward(const Forward& kernel, const Problem& problem, uint64_t
   const Results results = oracle(problem, inputs);
   const Layout layout = contiguous_layout(problem);
   Outputs first, like_hardware;
-  first.out = run_forward(kernel, problem, in, layout, true, kSchedules[0]);
+  first.out = run_forward(kernel, problem, in, layout, true, kSchedule);
   check_tensor(problem, kTensors[0], first, results, "exact");
-  for (const Schedule& schedule : kSchedules) {
+  for (const Schedule& schedule : kOtherSchedules) {
     const Tensor again = run_forward(kernel, problem, in, layout, true, schedule);
     report().check(same_bits(first.out, 0, again, 0, first.out.size()), "out", " depends on the schedule");
   }
-  const Tensor strided = run_forward(kernel, problem, in, spaced_layout(problem), false, kSchedules[2]);
+  const Tensor strided = run_forward(kernel, problem, in, spaced_layout(problem), false, kOtherSchedules[1]);
   report().check(same_bits(first.out, 0, strided, 0, first.out.size()), "out", " depends on strides or alignment");
   like_hardware.out = run_forward(kernel, problem, in, layout, true, kLikeHardware);
   check_tensor(problem, kTensors[0], like_hardware, results, "hardware-like");
@@ -184,10 +184,77 @@ inline void test_dead_row(const Forward& kernel, const Problem& problem) {
   std::fill_n(inputs.bias.begin() + 3 * problem.area(), problem.area(), -INFINITY);
   Outputs outputs;
   outputs.out =
-      run_forward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedules[0]);
+      run_forward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
   for (int64_t d = 0; d < problem.hd; ++d)
     report().check(outputs.out[3 * problem.hd + d] == 0, "out", " of a dead row");
   check_tensor(problem, kTensors[0], outputs, oracle(problem, inputs), "exact");
+}
+
+// The same in a backward: the query of such a row has no gradient, nor has its bias. Nor do queries that do not exist
+// bring in anything: here 0 times the infinite key, which has a score of -inf for all that do.
+inline void test_dead_row(const Backward& kernel, const Problem& problem) {
+  set_context(problem.name() + ", a row of its bias -inf, a key and a value infinite");
+  Inputs inputs = make_inputs(problem, 5);
+  const int64_t n = problem.area(), hd = problem.hd;
+  std::fill_n(inputs.bias.begin() + 3 * n, n, -INFINITY);
+  for (int64_t i = 0; i < n; ++i) {
+    double& q = inputs.qkv[i * 3 * hd + 5];
+    q = round_to(problem.dtype, std::fabs(q) + 1);
+  }
+  inputs.qkv[(10 * 3 + 1) * hd + 5] = -INFINITY;
+  const Outputs outputs =
+      run_backward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
+  const Results results = oracle(problem, inputs);
+  for (size_t i = 1; i < std::size(kTensors); ++i) check_tensor(problem, kTensors[i], outputs, results, "exact");
+
+  inputs.qkv[(20 * 3 + 2) * hd + 7] = INFINITY;
+  const Outputs again =
+      run_backward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
+  for (int64_t d = 0; d < hd; ++d) report().check(d == 5 || again.dqkv[9 * hd + d] == 0, "dq", " of a dead row");
+  for (int64_t j = 0; j < n; ++j) report().check(again.dbias[3 * n + j] == 0, "dbias", " of a dead row");
+}
+
+// What is not finite in one head of one window reaches no other head or window, and an image has the same gradients
+// alone as among others.
+inline void test_isolation(const Backward& kernel, const Problem& problem) {
+  const Inputs inputs = make_inputs(problem, 6);
+  const Layout layout = contiguous_layout(problem);
+  const Outputs whole = run_backward(kernel, problem, EncodedInputs(problem, inputs), layout, true, kSchedule);
+  const Grid grid = make_grid(problem);
+  std::vector<bool> of_window(problem.H * problem.W, false);
+  for (int64_t i = 0; i < problem.area(); ++i) {
+    const int64_t pixel = grid.pixel[i / problem.ww * grid.columns + i % problem.ww];
+    if (pixel >= 0) of_window[pixel] = true;
+  }
+  const int64_t poisoned = grid.pixel[0], row = problem.hd;
+  for (const int what : {0, 1, 2, 3}) {  // q, k, v, grad_out
+    set_context(problem.name() + ", with NaN in tensor " + std::to_string(what));
+    Inputs with_nan = inputs;
+    (what == 3 ? with_nan.grad_out[poisoned * problem.nH * row]
+               : with_nan.qkv[(poisoned * 3 + what) * problem.nH * row]) = NAN;
+    const Outputs got = run_backward(kernel, problem, EncodedInputs(problem, with_nan), layout, true, kSchedule);
+    bool same = true;
+    for (int64_t i = 0; i < problem.tokens() * 3 * problem.nH; ++i) {
+      const bool reached = i / (3 * problem.nH) < problem.H * problem.W && of_window[i / (3 * problem.nH)];
+      if (!reached || i % problem.nH != 0) same = same && same_bits(whole.dqkv, i * row, got.dqkv, i * row, row);
+    }
+    report().check(same, "dqkv", " of another head or window has changed");
+    check_tensor(problem, kTensors[1], got, oracle(problem, with_nan), "exact");
+  }
+  set_context(problem.name() + ", the query of its padding NaN");
+  Inputs with_nan = inputs;
+  std::fill_n(with_nan.pad_value.begin(), problem.nH * row, NAN);
+  check_same(whole, run_backward(kernel, problem, EncodedInputs(problem, with_nan), layout, true, kSchedule),
+             " depends on it");
+  set_context(problem.name() + ", its last image alone");
+  Problem alone = problem;
+  alone.B = 1;
+  Inputs of_one = inputs;
+  of_one.qkv.assign(inputs.qkv.end() - alone.qkv_size(), inputs.qkv.end());
+  of_one.grad_out.assign(inputs.grad_out.end() - alone.out_size(), inputs.grad_out.end());
+  const Outputs got = run_backward(kernel, alone, EncodedInputs(alone, of_one), layout, true, kSchedule);
+  report().check(same_bits(whole.dqkv, problem.qkv_size() - alone.qkv_size(), got.dqkv, 0, alone.qkv_size()), "dqkv",
+                 " of an image depends on the batch");
 }
 
 // What every backward is put through. Sums over windows are cut by the number of multiprocessors: those alone may
@@ -204,18 +271,18 @@ inline void test_backward(const Backward& kernel, const Problem& problem, uint64
       report().check(outputs.dpad_value[i] == 0, "dpad_value: the q part is not exactly 0");
     }
   };
-  const Outputs first = run_backward(kernel, problem, in, layout, true, kSchedules[0]);
+  const Outputs first = run_backward(kernel, problem, in, layout, true, kSchedule);
   judge_all(first, "exact");
-  for (const Schedule& schedule : kSchedules) {
+  for (const Schedule& schedule : kOtherSchedules) {
     const Outputs again = run_backward(kernel, problem, in, layout, true, schedule);
-    if (schedule.multiprocessors == kSchedules[0].multiprocessors) {
+    if (schedule.multiprocessors == kSchedule.multiprocessors) {
       check_same(first, again, " depends on the schedule");
     } else {
       report().check(same_bits(first.dqkv, 0, again.dqkv, 0, first.dqkv.size()), "dqkv", " depends on the schedule");
       judge_all(again, "exact");
     }
   }
-  Schedule other = kSchedules[0];
+  Schedule other = kSchedule;
   other.seed = 11;
   check_same(first, run_backward(kernel, problem, in, spaced_layout(problem), false, other),
              " depends on strides or alignment");
@@ -223,7 +290,7 @@ inline void test_backward(const Backward& kernel, const Problem& problem, uint64
 }
 
 // The problems that a kernel of some window areas and head dimensions is tested on.
-inline std::vector<Problem> problems_for(bool quick, std::initializer_list<int> windows,
+inline std::vector<Problem> problems_for(bool quick, const std::vector<int>& windows,
                                          const std::function<bool(const Problem&)>& takes) {
   std::vector<Problem> problems, others;
   for (const ScalarType dtype : kTested) {

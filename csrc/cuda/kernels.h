@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The table of kernels: what each takes and how it is launched. Dispatch, build facts and documents follow from it.
+//
+// To plug kernels in: a struct here, its .cu file (as small_windows_fwd.cu), a row in kernels.cpp, the file's name in
+// CMakeLists.txt.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include "../window_attention.h"
+
+namespace swin_fast::cuda {
+
+struct Half16;  // element types, as in primitives.h, which host compilers do not read
+struct BFloat16;
+
+struct Gpu {
+  int multiprocessors;
+  size_t shared_memory;  // that a block can have
+  void* stream;          // a cudaStream_t
+};
+
+// Scratch memory and launches of one element type.
+template <class Params>
+struct Launches {
+  size_t (*scratch_bytes)(const Params& problem, const Gpu& gpu);
+  void (*launch)(const Params& problem, const Gpu& gpu, void* scratch);
+};
+
+template <class Params>
+struct Kernels {
+  const char* name;
+  int32_t least_area, most_area;  // of a window, in tokens
+  std::vector<int32_t> head_dims;
+  Launches<Params> half, bfloat16;
+
+  bool take(const Params& p) const {
+    const int32_t area = p.window_area();
+    return least_area <= area && area <= most_area &&
+           std::find(head_dims.begin(), head_dims.end(), p.hd) != head_dims.end();
+  }
+};
+
+// In the order of preference: the first that takes a problem computes it.
+const std::vector<Kernels<WindowAttentionFwdParams>>& forward_kernels();
+const std::vector<Kernels<WindowAttentionBwdParams>>& backward_kernels();
+
+// Each is defined in the .cu file of its name, which is compiled once for each element type.
+template <class T>
+struct SmallWindowsFwd {
+  static size_t scratch_bytes(const WindowAttentionFwdParams& problem, const Gpu& gpu);
+  static void launch(const WindowAttentionFwdParams& problem, const Gpu& gpu, void* scratch);
+};
+
+template <class T>
+struct LargeWindowsFwd {
+  static size_t scratch_bytes(const WindowAttentionFwdParams& problem, const Gpu& gpu);
+  static void launch(const WindowAttentionFwdParams& problem, const Gpu& gpu, void* scratch);
+};
+
+template <class T>
+struct SmallWindowsBwd {
+  static size_t scratch_bytes(const WindowAttentionBwdParams& problem, const Gpu& gpu);
+  static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);
+};
+
+// Windows of 12 x 12 tokens, where LargeWindowsBwd finds room for them.
+template <class T>
+struct Window12Bwd {
+  static size_t scratch_bytes(const WindowAttentionBwdParams& problem, const Gpu& gpu);
+  static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);
+};
+
+template <class T>
+struct LargeWindowsBwd {
+  static size_t scratch_bytes(const WindowAttentionBwdParams& problem, const Gpu& gpu);
+  static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);
+};
+
+}  // namespace swin_fast::cuda

@@ -1,0 +1,506 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The backward of windows of up to 1024 tokens, in float16 and bfloat16, in two kernels: owners of queries, then owners
+// of keys. Each goes over the other side in chunks, and recomputes the scores: nothing is added atomically.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "fold_parts.h"
+#include "large_bwd_cut.h"
+#include "primitives.h"
+#include "row_tiles.h"
+#include "windows.h"
+
+namespace swin_fast::cuda {
+
+// What both kernels have in common: a block's head, owner and own rows, and what it knows of tokens.
+template <class T, int kHd, bool kCosine>
+struct LargeBlock {
+  using Tile = RowTile<kHd>;
+  const LargeBwdParams& p;
+  const LargeCut& cut;
+  const LargeLayout layout;
+  char* const memory;
+  const int tokens, lane, warp, head, owner, tile, row;  // row: the warp's first own one
+  int64_t first, last;                                   // windows
+  float factor;
+  const float* bias;  // of the head; null without one
+  int32_t columns, term_y, term_x, term_0;
+
+  SWIN_FAST_DEVICE LargeBlock(const LargeBwdParams& params, bool of_keys, int own_floats)
+      : p(params),
+        cut(of_keys ? params.keys : params.queries),
+        layout(kHd, cut, kCosine, of_keys, own_floats),
+        memory(shared_memory()),
+        tokens(params.problem.window_area()),
+        lane(threadIdx.x & 31),
+        warp(threadIdx.x >> 5),
+        head(static_cast<int>(blockIdx.x) / cut.tiles % params.problem.nH),
+        owner(static_cast<int>(blockIdx.x) / cut.tiles / params.problem.nH),
+        tile(static_cast<int>(blockIdx.x) % cut.tiles),
+        row((tile * cut.warps + warp) * 16),
+        first(owner * params.all.of_all / cut.owners),
+        last((owner + 1) * params.all.of_all / cut.owners) {
+    const WindowAttentionBwdParams& problem = p.problem;
+    factor = kCosine ? load_global<float>(problem.logit_scale + head) : problem.scale;
+    columns = problem.window_size[1];
+    const int reach_y = 2 * problem.window_size[0] - 1, reach_x = 2 * columns - 1;
+    const bool dense = problem.bias_form == BiasForm::kDense;
+    bias = problem.bias_form == BiasForm::kNone
+               ? nullptr
+               : problem.bias + int64_t{head} * (dense ? tokens * tokens : reach_y * reach_x);
+    term_y = dense ? columns : reach_x;
+    term_x = 1;
+    term_0 = dense ? 0 : reach_y / 2 * reach_x + reach_x / 2;
+  }
+
+  // The entry of the bias of a pair is the sum of one term of the query and one of the key.
+  SWIN_FAST_DEVICE int32_t term(int token, bool of_key) const {
+    token = token < tokens ? token : tokens - 1;  // of rows behind the last one anything will do that can be read
+    const bool dense = p.problem.bias_form == BiasForm::kDense;
+    const int32_t y = token / columns, along = y * term_y + (token - y * columns) * term_x;
+    return of_key ? (dense ? along : -along) : (dense ? along * tokens : along + term_0);
+  }
+
+  SWIN_FAST_DEVICE char* pixels(int token) const { return memory + layout.pixels + 8 * token; }
+  SWIN_FAST_DEVICE char* own(int which) const {
+    return memory + layout.own + Tile::sixteen(warp * 16) + which * Tile::kSecond;
+  }
+  SWIN_FAST_DEVICE char* chunk_rows(int slot, int which) const {
+    return memory + layout.chunks + Tile::sixteen(slot * cut.chunk) + which * Tile::kSecond;
+  }
+  SWIN_FAST_DEVICE char* norms(int slot) const { return memory + layout.norms + slot * cut.chunk * 4; }
+  SWIN_FAST_DEVICE char* statistics(int slot, int which) const {
+    return memory + layout.statistics + (slot * 3 + which) * cut.chunk * 4;
+  }
+  SWIN_FAST_DEVICE int chunk_count() const { return (p.rows + cut.chunk - 1) / cut.chunk; }
+  SWIN_FAST_DEVICE int rows_of_chunk(int chunk) const {
+    const int left = p.rows - chunk * cut.chunk;
+    return left < cut.chunk ? left : cut.chunk;
+  }
+  SWIN_FAST_DEVICE int64_t part() const { return head * cut.parts_of_head() + int64_t{owner} * cut.tiles + tile; }
+  SWIN_FAST_DEVICE int64_t statistics_of(int64_t window) const { return (window * p.problem.nH + head) * 3 * p.rows; }
+
+  // The terms of the other side's tokens, once.
+  SWIN_FAST_DEVICE void write_terms(bool of_keys) const {
+    for (int token = threadIdx.x; token < cut.rows(); token += blockDim.x) {
+      store_shared(memory + layout.terms + 4 * token, term(token, of_keys));
+    }
+  }
+
+  // Where the tokens of a window stand, and in which regions where it has more than one.
+  SWIN_FAST_DEVICE void write_pixels(const Windows::Place& place, bool border) const {
+    for (int token = threadIdx.x; token < cut.rows(); token += blockDim.x) {
+      const int y = token / columns, x = token - y * columns;
+      Pixel pixel;
+      if (!p.all.pixel(place, y, x, &pixel.y, &pixel.x)) pixel.y = kPadding;
+      if (token >= tokens) pixel.y = kNoToken;
+      store_shared(pixels(token), pixel);
+      if (border) {
+        store_shared(memory + layout.regions + 2 * token, static_cast<uint16_t>(p.all.region(place, y, x)));
+      }
+    }
+  }
+
+  SWIN_FAST_DEVICE void fetch_own(const RowSource& first_rows, const RowSource& second_rows) const {
+    fetch_rows<kHd>(own(0), pixels(row), 16, first_rows, p.aligned, lane, 32);
+    fetch_rows<kHd>(own(1), pixels(row), 16, second_rows, p.aligned, lane, 32);
+  }
+
+  SWIN_FAST_DEVICE void fetch_chunk(int chunk, int slot, const RowSource& first_rows,
+                                    const RowSource& second_rows) const {
+    const char* const from = pixels(chunk * cut.chunk);
+    const int count = rows_of_chunk(chunk);
+    fetch_rows<kHd>(chunk_rows(slot, 0), from, count, first_rows, p.aligned, threadIdx.x, blockDim.x);
+    fetch_rows<kHd>(chunk_rows(slot, 1), from, count, second_rows, p.aligned, threadIdx.x, blockDim.x);
+  }
+
+  // All threads see a chunk of which each has waited for its own copies, with its norms.
+  SWIN_FAST_DEVICE void share_chunk(int chunk, int slot) const {
+    sync_threads();
+    if (!kCosine) return;
+    for (int row_ = warp * 8 + (lane >> 2); row_ < rows_of_chunk(chunk); row_ += cut.warps * 8) {
+      prepare_norm<T, kHd>(chunk_rows(slot, 0), row_, norms(slot) + 4 * row_, lane);
+    }
+    sync_threads();
+  }
+
+  // The norms of two rows of a chunk from `row` on.
+  SWIN_FAST_DEVICE Float2 two_norms(int slot, int row_) const {
+    return kCosine ? load_shared<Float2>(norms(slot) + 4 * row_) : Float2{1.0f, 1.0f};
+  }
+};
+
+struct alignas(8) TwoTerms {
+  int32_t first, second;
+};
+
+// Turns products of own rows with rows of the other side into scores.
+template <class T, int kHd, bool kCosine>
+struct LargeScores {
+  const LargeBlock<T, kHd, kCosine>& block;
+  const bool border;
+  float own_factor[2];  // of own rows lane / 4 and that + 8, as all of these
+  int32_t own_term[2];
+
+  SWIN_FAST_DEVICE LargeScores(const LargeBlock<T, kHd, kCosine>& block_, bool border_, bool of_keys,
+                               const float (&inverse)[2])
+      : block(block_), border(border_) {
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int token = block.row + (block.lane >> 2) + 8 * i;
+      own_factor[i] = kCosine ? block.factor * inverse[i] : block.factor;
+      own_term[i] = block.term(token, of_keys);
+    }
+  }
+
+  // Of eight of them, of which this lane has two from `token` on, where `inverses` are the norms of the two.
+  SWIN_FAST_DEVICE void of(float (&s)[4], int token, const Float2& inverses) const {
+    SWIN_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      if (kCosine) s[e] *= (e & 1) != 0 ? inverses.y : inverses.x;
+      s[e] *= own_factor[e >> 1];
+    }
+    if (block.bias != nullptr) {
+      const auto terms = load_shared<TwoTerms>(block.memory + block.layout.terms + 4 * token);
+      SWIN_FAST_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        s[e] += load_global<float>(block.bias + own_term[e >> 1] + ((e & 1) != 0 ? terms.second : terms.first));
+      }
+    }
+    if (border) {
+      const char* const regions = block.memory + block.layout.regions;
+      const auto two = load_shared<uint32_t>(regions + 2 * token);
+      SWIN_FAST_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const int own = block.row + (block.lane >> 2) + 8 * (e >> 1);
+        const uint32_t other = (e & 1) != 0 ? two >> 16 : two & 0xffffu;
+        if (other != load_shared<uint16_t>(regions + 2 * own)) s[e] += block.p.problem.mask_value;
+      }
+    }
+  }
+};
+
+SWIN_FAST_DEVICE float finite_top(float top) { return top == -INFINITY ? 0.0f : top; }
+
+// Computes: dq of 16 * warps queries in a range of windows of one head, their rows of its part of dbias, a part of
+//           dlogit_scale, and for large_keys_bwd what makes a probability of a score.
+// Grid:     nH * owners * tiles, tiles fastest, which read the same keys, then heads. A warp has 16 queries, and goes
+//           over the keys twice: for the statistics of its rows, and for dS.
+// Memory:   q and dO once, k and v once for each tile of queries, or twice where their chunks do not all have a place;
+//           12 bytes of statistics a token and head; the bias from the caches; dbias stays in shared memory.
+// Numerics: products in the input dtype with float32 accumulators; scores, softmax and sums in float32. Each lane keeps
+//           largest score, sum and delta of its keys, corrected when a larger score comes; lanes are added at the end.
+//           dS rounded for its product. Nothing of dq depends on owners, warps or chunks. Not yet run on a GPU.
+// Source:   Dao et al. 2022, FlashAttention, for dS = P (dP - delta); written for this project.
+template <class T, int kHd, bool kCosine>
+__global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_queries_bwd(const LargeBwdParams p) {
+  using Tile = RowTile<kHd>;
+  const WindowAttentionBwdParams& problem = p.problem;
+  const int own_floats = large_query_floats(problem, p.rows);
+  const LargeBlock<T, kHd, kCosine> block(p, false, own_floats);
+  const int lane = block.lane, pair = (lane & 3) * 2, tokens = block.tokens, chunks = block.chunk_count();
+  const bool resident = block.cut.slots >= chunks, has_rows = block.row < p.rows;
+  char* const sums = block.memory + block.layout.sums + block.warp * own_floats * 4;
+  char* const dbias = sums + lane * 16;
+  for (int key = 0; key < p.rows && block.bias != nullptr; key += 8) {
+    store_shared(dbias + key * 64, Float4{0.0f, 0.0f, 0.0f, 0.0f});
+  }
+  block.write_terms(true);
+  float dlogit_scale = 0.0f;
+
+  for (int64_t window = block.first; window < block.last; ++window) {
+    const Windows::Place place = p.all.place(window);
+    const bool border = p.all.has_border(place);
+    const RowSource k_source = rows_of_qkv(problem, place.b, 1, block.head);
+    const RowSource v_source = rows_of_qkv(problem, place.b, 2, block.head);
+    sync_threads();  // nobody reads pixels and rows of the window before any more
+    block.write_pixels(place, border);
+    sync_threads();
+    block.fetch_own(rows_of_qkv(problem, place.b, 0, block.head), rows_of_grad_out(problem, place.b, block.head));
+    copy_async_commit();
+    block.fetch_chunk(0, 0, k_source, v_source);
+    copy_async_commit();
+    copy_async_wait<1>();
+    sync_warp();  // own rows that other lanes fetched
+    const OwnRows<T, kHd> q(block.own(0), lane), dout(block.own(1), lane);
+    float inverse[2] = {1.0f, 1.0f};
+    if (kCosine) q.inverse_norms(inverse);
+    const LargeScores<T, kHd, kCosine> scores(block, border, false, inverse);
+
+    // The statistics of a row: of this lane's keys, then of all. The largest score is times log2(e), which rounds it,
+    // but the same for the whole row: only differences of scores are told apart.
+    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f}, delta[2] = {0.0f, 0.0f}, share[2] = {0.0f, 0.0f};
+    float dq[2 * Tile::kSteps][4];
+    SWIN_FAST_UNROLL
+    for (int c = 0; c < 2 * Tile::kSteps; ++c) dq[c][0] = dq[c][1] = dq[c][2] = dq[c][3] = 0.0f;
+
+    for (int go = 0; go < 2 * chunks; ++go) {
+      const bool again = go >= chunks;
+      const int chunk = again ? go - chunks : go, slot = resident ? chunk : go & 1;
+      if (go + 1 < (resident ? chunks : 2 * chunks)) {
+        const int next = go + 1 < chunks ? go + 1 : go + 1 - chunks;
+        block.fetch_chunk(next, resident ? next : (go + 1) & 1, k_source, v_source);
+        copy_async_commit();
+        copy_async_wait<1>();
+      } else {
+        copy_async_wait<0>();
+      }
+      if (!again || !resident) block.share_chunk(chunk, slot);
+      for (int row = 0; row < block.rows_of_chunk(chunk) && has_rows; row += 16) {
+        const int key = chunk * block.cut.chunk + row + pair;
+        const char* const rows = block.chunk_rows(slot, 0) + Tile::sixteen(row);
+        float s[2][4], dp[2][4];
+        q.times(s, rows);
+        dout.times(dp, rows + Tile::kSecond);
+        Float2 norms[2];
+        SWIN_FAST_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          norms[j] = block.two_norms(slot, row + 8 * j + pair);
+          scores.of(s[j], key + 8 * j, norms[j]);
+          SWIN_FAST_UNROLL
+          for (int e = 0; e < 4; ++e) {
+            if (key + 8 * j + (e & 1) >= tokens) s[j][e] = -INFINITY;
+          }
+        }
+        if (!again) {
+          SWIN_FAST_UNROLL
+          for (int i = 0; i < 2; ++i) {
+            const float* const low = &s[0][2 * i];
+            const float* const high = &s[1][2 * i];
+            const float larger = fmaxf(top[i], fmaxf(fmaxf(low[0], low[1]), fmaxf(high[0], high[1])) * kLog2E);
+            const float base = finite_top(larger), shrunk = exp2_approx(top[i] - base);
+            top[i] = larger;
+            sum[i] *= shrunk;
+            delta[i] *= shrunk;
+            SWIN_FAST_UNROLL
+            for (int e = 0; e < 4; ++e) {
+              const float weight = exp2_approx(fmaf(s[e >> 1][2 * i + (e & 1)], kLog2E, -base));
+              sum[i] += weight;
+              delta[i] += weight * dp[e >> 1][2 * i + (e & 1)];
+            }
+          }
+          continue;
+        }
+        SWIN_FAST_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          SWIN_FAST_UNROLL
+          for (int e = 0; e < 4; ++e) {
+            const float weight = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1])) * share[e >> 1];
+            // A row that may attend to nothing weighs nothing: not 0 * NaN.
+            s[j][e] = share[e >> 1] != 0.0f ? weight * (dp[j][e] - delta[e >> 1]) : 0.0f;
+          }
+          if (block.bias != nullptr) {
+            char* const at = dbias + (key - pair + 8 * j) * 64;
+            const auto before = load_shared<Float4>(at);
+            store_shared(at, Float4{before.x + s[j][0], before.y + s[j][1], before.z + s[j][2], before.w + s[j][3]});
+          }
+          SWIN_FAST_UNROLL
+          for (int e = 0; e < 4; ++e) s[j][e] *= (e & 1) != 0 ? norms[j].y : norms[j].x;
+        }
+        add_weighted_rows<T, kHd>(dq, s, rows, lane);
+      }
+      if (go == chunks - 1) {
+        SWIN_FAST_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          float largest = fmaxf(top[i], shuffle_xor(top[i], 1));
+          largest = finite_top(fmaxf(largest, shuffle_xor(largest, 2)));
+          const float shrunk = exp2_approx(top[i] - largest);
+          top[i] = largest;
+          sum[i] *= shrunk;
+          delta[i] *= shrunk;
+          SWIN_FAST_UNROLL
+          for (int mask = 1; mask < 4; mask *= 2) {
+            sum[i] += shuffle_xor(sum[i], mask);
+            delta[i] += shuffle_xor(delta[i], mask);
+          }
+          const int query = block.row + (lane >> 2) + 8 * i;
+          // 0: every score was -inf, or there is no such query, whose products with infinite keys are NaN.
+          share[i] = query < tokens && sum[i] != 0.0f ? reciprocal_approx(sum[i]) : 0.0f;
+          delta[i] *= share[i];
+          if (!has_rows || pair != 0) continue;
+          float* const to = p.statistics + block.statistics_of(window) + query;
+          store_global(to, top[i]);
+          store_global(to + p.rows, share[i]);
+          store_global(to + 2 * p.rows, delta[i]);
+        }
+      }
+      if (!resident) sync_threads();  // the chunk may be overwritten
+    }
+    float radial[2];
+    if (kCosine) {
+      q.through_norm(dq, inverse, scores.own_factor, radial);
+      dlogit_scale += radial[0] + radial[1];
+    } else {
+      scale_rows<kHd>(dq, block.factor);
+    }
+    RoundedRows<T, kHd>(dq).put(block.own(0), lane);
+    store_rows<kHd>(problem, place.b, 0, block.head, block.own(0), block.pixels(block.row), lane);
+  }
+
+  if (block.bias != nullptr) {
+    float* const part = p.of_bias.dbias + (int64_t{block.head} * block.cut.owners + block.owner) * tokens * tokens;
+    for (int key = 0; key < p.rows; key += 8) {
+      const auto four = load_shared<Float4>(dbias + key * 64);
+      const float own[4] = {four.x, four.y, four.z, four.w};
+      SWIN_FAST_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const int row = block.row + (lane >> 2) + 8 * (e >> 1), column = key + pair + (e & 1);
+        if (row < tokens && column < tokens) store_global(part + int64_t{row} * tokens + column, own[e]);
+      }
+    }
+  }
+  if (kCosine) {
+    SWIN_FAST_UNROLL
+    for (int mask = 4; mask < 32; mask *= 2) dlogit_scale += shuffle_xor(dlogit_scale, mask);
+    const int behind = 4 * (own_floats - 4);
+    if (lane == 0) store_shared(sums + behind, dlogit_scale);
+    sync_threads();
+    if (threadIdx.x != 0) return;
+    for (int warp = 1; warp < block.cut.warps; ++warp) {
+      dlogit_scale += load_shared<float>(sums + warp * own_floats * 4 + behind);
+    }
+    store_global(p.of_logit_scale.dlogit_scale + block.part(), dlogit_scale);
+  }
+}
+
+// Computes: dk and dv of 16 * warps keys in a range of windows of one head, and their part of dpad_value.
+// Grid:     nH * owners * tiles, tiles fastest, which read the same queries, then heads. A warp has 16 keys.
+// Memory:   k and v once, q, dO and 12 bytes of statistics of each query once for each tile of keys.
+// Numerics: as large_queries_bwd, which has to have run; P rounded for its product, too.
+// Source:   as large_queries_bwd.
+template <class T, int kHd, bool kCosine>
+__global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_keys_bwd(const LargeBwdParams p) {
+  using Tile = RowTile<kHd>;
+  const WindowAttentionBwdParams& problem = p.problem;
+  const LargeBlock<T, kHd, kCosine> block(p, true, large_key_floats(kHd));
+  const int lane = block.lane, pair = (lane & 3) * 2, chunks = block.chunk_count();
+  const bool has_rows = block.row < p.rows;
+  char* const dpad_value = block.memory + block.layout.sums;  // of warps, each (2, hd), of k and v
+  for (int i = threadIdx.x; i < block.cut.warps * 2 * kHd; i += blockDim.x) store_shared(dpad_value + 4 * i, 0.0f);
+  block.write_terms(false);
+
+  for (int64_t window = block.first; window < block.last; ++window) {
+    const Windows::Place place = p.all.place(window);
+    const bool border = p.all.has_border(place);
+    const RowSource q_source = rows_of_qkv(problem, place.b, 0, block.head);
+    const RowSource dout_source = rows_of_grad_out(problem, place.b, block.head);
+    const auto fetch = [&](int chunk) {
+      block.fetch_chunk(chunk, chunk & 1, q_source, dout_source);
+      const float* const from = p.statistics + block.statistics_of(window) + chunk * block.cut.chunk;
+      const int pieces = block.rows_of_chunk(chunk) / 4;
+      for (int i = threadIdx.x; i < 3 * pieces; i += blockDim.x) {
+        const int which = i / pieces, piece = i - which * pieces;
+        copy_async_16(block.statistics(chunk & 1, which) + 16 * piece, from + which * p.rows + 4 * piece, true);
+      }
+      copy_async_commit();
+    };
+    sync_threads();  // nobody reads pixels and rows of the window before any more
+    block.write_pixels(place, border);
+    sync_threads();
+    block.fetch_own(rows_of_qkv(problem, place.b, 1, block.head), rows_of_qkv(problem, place.b, 2, block.head));
+    copy_async_commit();
+    fetch(0);
+    copy_async_wait<1>();
+    sync_warp();  // own rows that other lanes fetched
+    const OwnRows<T, kHd> k(block.own(0), lane), v(block.own(1), lane);
+    float inverse[2] = {1.0f, 1.0f};
+    if (kCosine) k.inverse_norms(inverse);
+    const LargeScores<T, kHd, kCosine> scores(block, border, true, inverse);
+    float dk[2 * Tile::kSteps][4], dv[2 * Tile::kSteps][4];
+    SWIN_FAST_UNROLL
+    for (int c = 0; c < 2 * Tile::kSteps; ++c) {
+      dk[c][0] = dk[c][1] = dk[c][2] = dk[c][3] = dv[c][0] = dv[c][1] = dv[c][2] = dv[c][3] = 0.0f;
+    }
+
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const int slot = chunk & 1;
+      if (chunk + 1 < chunks) {
+        fetch(chunk + 1);
+        copy_async_wait<1>();
+      } else {
+        copy_async_wait<0>();
+      }
+      block.share_chunk(chunk, slot);
+      for (int row = 0; row < block.rows_of_chunk(chunk) && has_rows; row += 16) {
+        const char* const rows = block.chunk_rows(slot, 0) + Tile::sixteen(row);
+        float s[2][4], dp[2][4];
+        k.times(s, rows);
+        v.times(dp, rows + Tile::kSecond);
+        SWIN_FAST_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          const int query = row + 8 * j + pair;
+          const Float2 norms = block.two_norms(slot, query);
+          scores.of(s[j], chunk * block.cut.chunk + query, norms);
+          const auto top = load_shared<Float2>(block.statistics(slot, 0) + 4 * query);
+          const auto share = load_shared<Float2>(block.statistics(slot, 1) + 4 * query);
+          const auto delta = load_shared<Float2>(block.statistics(slot, 2) + 4 * query);
+          SWIN_FAST_UNROLL
+          for (int e = 0; e < 4; ++e) {
+            const bool odd = (e & 1) != 0, alive = (odd ? share.y : share.x) != 0.0f;
+            const float weight = exp2_approx(fmaf(s[j][e], kLog2E, odd ? -top.y : -top.x)) * (odd ? share.y : share.x);
+            const float ds = weight * (dp[j][e] - (odd ? delta.y : delta.x)) * (odd ? norms.y : norms.x);
+            s[j][e] = alive ? weight : 0.0f;
+            dp[j][e] = alive ? ds : 0.0f;
+          }
+        }
+        sync_warp();  // or products are begun early, for which head_dim 128 leaves no registers
+        add_weighted_rows<T, kHd>(dv, s, rows + Tile::kSecond, lane);
+        add_weighted_rows<T, kHd>(dk, dp, rows, lane);
+      }
+      sync_threads();  // the chunk may be overwritten
+    }
+    float radial[2];
+    if (kCosine) {
+      k.through_norm(dk, inverse, scores.own_factor, radial);
+    } else {
+      scale_rows<kHd>(dk, block.factor);
+    }
+    if (problem.pad_value != nullptr) {
+      const int key = block.row + (lane >> 2);
+      const bool padding[2] = {load_shared<Pixel>(block.pixels(key)).y == kPadding,
+                               load_shared<Pixel>(block.pixels(key + 8)).y == kPadding};
+      if (any_lane(padding[0] || padding[1])) {
+        char* const to = dpad_value + block.warp * 2 * kHd * 4;
+        add_rows_of<kHd>(to, dk, padding, lane);
+        add_rows_of<kHd>(to + kHd * 4, dv, padding, lane);
+      }
+    }
+    RoundedRows<T, kHd>(dk).put(block.own(0), lane);
+    RoundedRows<T, kHd>(dv).put(block.own(1), lane);
+    store_rows<kHd>(problem, place.b, 1, block.head, block.own(0), block.pixels(block.row), lane);
+    store_rows<kHd>(problem, place.b, 2, block.head, block.own(1), block.pixels(block.row), lane);
+  }
+
+  if (problem.pad_value == nullptr) return;
+  sync_threads();
+  for (int i = threadIdx.x; i < 2 * kHd; i += blockDim.x) {
+    float sum = 0.0f;
+    for (int warp = 0; warp < block.cut.warps; ++warp) {
+      sum += load_shared<float>(dpad_value + (warp * 2 * kHd + i) * 4);
+    }
+    store_global(p.of_pad_value.dpad_value + block.part() * 2 * kHd + i, sum);
+  }
+}
+
+// Gives the kernels to launch(kernel, blocks, threads, bytes of shared memory, params), each behind the one before. No
+// kernel is launched where the batch is empty but those that write its zeros.
+template <class T, int kHd, class Launch>
+void launch_large_bwd(const LargeBwdParams& p, Launch launch) {
+  const auto heads = static_cast<int64_t>(p.problem.nH);
+  const auto blocks = [heads](const LargeCut& cut) { return static_cast<uint32_t>(heads * cut.parts_of_head()); };
+  const bool cosine = p.problem.logit_scale != nullptr;
+  if (p.all.of_all > 0) {
+    launch(cosine ? large_queries_bwd<T, kHd, true> : large_queries_bwd<T, kHd, false>, blocks(p.queries),
+           32 * p.queries.warps, p.queries.shared_bytes, p);
+    launch(cosine ? large_keys_bwd<T, kHd, true> : large_keys_bwd<T, kHd, false>, blocks(p.keys), 32 * p.keys.warps,
+           p.keys.shared_bytes, p);
+  }
+  fold_all<T>(p.alone(0), p.of_bias, launch);
+  fold_all<T>(p.alone(1), p.of_logit_scale, launch);
+  fold_all<T>(p.alone(2), p.of_pad_value, launch);
+}
+
+}  // namespace swin_fast::cuda

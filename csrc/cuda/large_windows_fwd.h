@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The forward kernels of all that small_windows_fwd.h does not take, in float16 and bfloat16: windows of up to 1,024
+// tokens with head dimensions 16, 32, 64, 96 and 128; and faster ones of windows of 12 x 12 and 16 x 16 at 32. How they
+// are launched.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "square_windows_fwd.h"
+#include "stream_windows_fwd.h"
+
+namespace swin_fast::cuda {
+
+// Whether kernels of this header take a problem. Strides of an image are kept as 32 bits of bytes.
+inline bool large_fwd_takes(const WindowAttentionParams& p) {
+  const bool head_dim = p.hd == 16 || p.hd == 32 || p.hd == 64 || p.hd == 96 || p.hd == 128;
+  const auto narrow = [](int64_t size, int64_t stride) {
+    return size <= 1 || (stride >= 0 && stride < int64_t{1} << 31);
+  };
+  return p.dtype != ScalarType::kFloat32 && head_dim && p.window_area() <= 1024 && p.H * p.W < int64_t{1} << 31 &&
+         narrow(p.H, p.qkv_stride[1]) && narrow(p.W, p.qkv_stride[2]);
+}
+
+// The side of the square windows that have a kernel of their own, or 0.
+inline int large_fwd_window(const WindowAttentionParams& p) {
+  const bool square = p.hd == 32 && p.window_size[0] == p.window_size[1];
+  return square && (p.window_size[0] == 12 || p.window_size[0] == 16) ? p.window_size[0] : 0;
+}
+
+// How a call runs: first arrange_bias(arrange) with any grid, for instance arrange_blocks() of 256 threads, after
+// arrange.fragments and params.fragments were set to workspace_bytes() bytes, aligned to 16. Then
+//   square_windows_fwd<T, kWindow, kCosine, kAligned, kCompact>(params)  for a window that is not 0,
+//   stream_windows_fwd<T, kHd, kCosine, kAligned>(params)                otherwise,
+// with grid params.blocks, `threads` and `shared_bytes`. Nothing is to be launched where params.all.of_all is 0.
+struct LargeFwdPlan {
+  LargeFwdParams params;
+  ArrangeParams arrange;
+  bool compact = false;
+  int threads = 0;
+  size_t shared_bytes = 0;
+
+  int64_t workspace_bytes() const { return arrange.layout.bytes(); }
+  int arrange_blocks() const {
+    return static_cast<int>(std::min(ceil_div(workspace_bytes(), 16 * 256), int64_t{4096}));
+  }
+};
+
+// How the work of a problem is cut for a GPU of so many multiprocessors with room for so much shared memory a block.
+// kWindow as of large_fwd_window(); kHd the head dimension.
+template <int kWindow, int kHd>
+LargeFwdPlan cut_large_fwd(const WindowAttentionFwdParams& problem, int multiprocessors, size_t shared_memory) {
+  const int heads_with_bias = problem.bias_form == BiasForm::kNone ? 1 : problem.nH;
+  LargeFwdPlan plan{{problem,
+                     Windows(problem),
+                     static_cast<uint32_t>(2 * problem.qkv_stride[1]),
+                     static_cast<uint32_t>(2 * problem.qkv_stride[2]),
+                     {}},
+                    {problem, {}, nullptr}};
+  LargeFwdParams& p = plan.params;
+  const int64_t units = p.all.of_all * problem.nH;
+  if constexpr (kWindow != 0) {
+    using Sizes = SquareSizes<kWindow>;
+    static_assert(kHd == Sizes::kHd, "square windows have head dimension 32");
+    plan.compact = problem.bias_form != BiasForm::kDense;
+    p.bias = {Sizes::kRowTiles, 2 * Sizes::kRowTiles, plan.compact ? Sizes::kPanel : 0, heads_with_bias};
+    // Warps: eight at most, for that many registers there are. The smallest team that leaves none out.
+    const int64_t wanted = std::max(int64_t{1}, ceil_div(units, multiprocessors));
+    int most = 0;
+    for (int team = 1; team <= std::min(8, Sizes::kGroups); ++team) {
+      if (Sizes::kGroups % team != 0) continue;
+      int windows = 0;
+      while (windows < wanted && (windows + 1) * team <= 8 &&
+             Sizes::shared_bytes(plan.compact, team, windows + 1) <= shared_memory) {
+        ++windows;
+      }
+      if (windows * team <= most) continue;
+      most = windows * team;
+      p.team = team;
+      p.windows = windows;
+    }
+    p.warps = p.team * p.windows;
+    p.rounds = static_cast<int32_t>(ceil_div(p.all.of_all, p.windows));
+    p.blocks = static_cast<int32_t>(std::min(int64_t{multiprocessors}, int64_t{problem.nH} * p.rounds));
+    plan.shared_bytes = Sizes::shared_bytes(plan.compact, p.team, p.windows);
+  } else {
+    using Sizes = StreamSizes<kHd>;
+    const int tokens = problem.window_area();
+    p.bias = Sizes::bias(tokens, heads_with_bias);
+    p.warps = std::min(Sizes::kMostWarps, Sizes::groups(tokens));
+    p.blocks = static_cast<int32_t>(std::min(units, int64_t{16} * multiprocessors));
+    plan.shared_bytes = Sizes::shared_bytes(tokens, p.warps);
+  }
+  plan.threads = 32 * p.warps;
+  plan.arrange.layout = p.bias;
+  return plan;
+}
+
+}  // namespace swin_fast::cuda

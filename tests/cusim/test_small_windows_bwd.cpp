@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// csrc/cuda/small_windows_bwd.h in the emulator.
+#include "../../csrc/cuda/small_windows_bwd.h"
+#include "kernel_checks.h"
+
+namespace swin_fast_test {
+namespace {
+
+template <class T, int kWindow, bool kCosine, bool kAligned>
+void launch(const swin_fast::WindowAttentionBwdParams& problem, const Schedule& schedule) {
+  using namespace swin_fast::cuda;
+  SmallBwdParams p = cut_small_bwd<kWindow>(problem, schedule.multiprocessors, kSharedMemory);
+  const auto scratch = output_buffer(static_cast<int64_t>(p.parts.bytes / 4), ScalarType::kFloat32, schedule.side());
+  p.parts = Parts::at(scratch->data(), problem, p.parts.owners);
+  const auto run = [&](auto kernel, uint32_t blocks, int threads, size_t shared_bytes, const auto& params) {
+    judge_report(cusim::launch(schedule.options(), blocks, static_cast<unsigned>(threads), shared_bytes,
+                               [&] { kernel(params); }));
+  };
+  run(small_windows_bwd<T, kWindow, kCosine, kAligned>, static_cast<uint32_t>(problem.nH * p.parts.owners),
+      kSmallBwdThreads, SmallBwdSizes<kWindow>::kBytes, p);
+  fold_all<T>(problem, p.parts, run);
+}
+
+template <class T, int kWindow>
+void launch_window(const swin_fast::WindowAttentionBwdParams& p, bool aligned, const Schedule& schedule) {
+  if (p.logit_scale != nullptr) {
+    return aligned ? launch<T, kWindow, true, true>(p, schedule) : launch<T, kWindow, true, false>(p, schedule);
+  }
+  return aligned ? launch<T, kWindow, false, true>(p, schedule) : launch<T, kWindow, false, false>(p, schedule);
+}
+
+void small_windows(const swin_fast::WindowAttentionBwdParams& p, bool aligned, const Schedule& schedule) {
+  with_element(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    const bool square = p.window_size[0] == p.window_size[1];
+    if (square && p.window_size[0] == 7) return launch_window<T, 7>(p, aligned, schedule);
+    if (square && p.window_size[0] == 8) return launch_window<T, 8>(p, aligned, schedule);
+    return launch_window<T, 0>(p, aligned, schedule);
+  });
+}
+
+size_t test_all(bool quick) {
+  const std::vector<Problem> problems = problems_for(quick, quick ? std::vector<int>{7} : std::vector<int>{7, 8},
+                                                     [](const Problem& p) { return p.hd == 32 && p.area() <= 64; });
+  uint64_t seed = 1;
+  for (const Problem& problem : problems) test_backward(small_windows, problem, seed++);
+  Problem other;
+  other.dtype = ScalarType::kBFloat16;
+  other.bias_form = BiasForm::kDense;
+  test_dead_row(small_windows, other);
+  other.B = 3;
+  other.H = 10;
+  other.nH = 2;
+  other.sh = 3;
+  other.has_pad_value = true;
+  test_isolation(small_windows, other);
+  return problems.size();
+}
+
+}  // namespace
+}  // namespace swin_fast_test
+
+int main(int argc, char** argv) { return swin_fast_test::run_driver(argc, argv, swin_fast_test::test_all); }
