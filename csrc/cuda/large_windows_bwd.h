@@ -317,7 +317,8 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
             delta[i] += shuffle_xor(delta[i], mask);
           }
           const int query = block.row + (lane >> 2) + 8 * i;
-          share[i] = sum[i] != 0.0f ? reciprocal_approx(sum[i]) : 0.0f;  // 0: every score was -inf
+          // 0: every score was -inf, or there is no such query, whose products with infinite keys are NaN.
+          share[i] = query < tokens && sum[i] != 0.0f ? reciprocal_approx(sum[i]) : 0.0f;
           delta[i] *= share[i];
           if (!has_rows || pair != 0) continue;
           float* const to = p.statistics + block.statistics_of(window) + query;
@@ -336,8 +337,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
       scale_rows<kHd>(dq, block.factor);
     }
     RoundedRows<T, kHd>(dq).put(block.own(0), lane);
-    store_rows<kHd>(problem, rows_of_dqkv<kHd>(problem, place.b, 0, block.head), block.own(0), block.pixels(block.row),
-                    lane);
+    store_rows<kHd>(problem, place.b, 0, block.head, block.own(0), block.pixels(block.row), lane);
   }
 
   if (block.bias != nullptr) {
@@ -470,10 +470,8 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
     }
     RoundedRows<T, kHd>(dk).put(block.own(0), lane);
     RoundedRows<T, kHd>(dv).put(block.own(1), lane);
-    store_rows<kHd>(problem, rows_of_dqkv<kHd>(problem, place.b, 1, block.head), block.own(0), block.pixels(block.row),
-                    lane);
-    store_rows<kHd>(problem, rows_of_dqkv<kHd>(problem, place.b, 2, block.head), block.own(1), block.pixels(block.row),
-                    lane);
+    store_rows<kHd>(problem, place.b, 1, block.head, block.own(0), block.pixels(block.row), lane);
+    store_rows<kHd>(problem, place.b, 2, block.head, block.own(1), block.pixels(block.row), lane);
   }
 
   if (problem.pad_value == nullptr) return;

@@ -53,6 +53,8 @@ struct RowSource {
   const uint16_t* rows;
   const uint16_t* padding;  // the row that stands for padding; null: zeros
   int64_t stride_y, stride_x;
+
+  SWIN_FAST_DEVICE int64_t offset(const Pixel& pixel) const { return pixel.y * stride_y + pixel.x * stride_x; }
 };
 
 SWIN_FAST_DEVICE RowSource rows_of_qkv(const WindowAttentionParams& problem, int64_t b, int which, int head) {
@@ -70,11 +72,11 @@ SWIN_FAST_DEVICE RowSource rows_of_grad_out(const WindowAttentionBwdParams& prob
   return {rows, nullptr, problem.grad_out_stride[1], problem.grad_out_stride[2]};
 }
 
-// Begins to bring a piece of the row of a token to its place in a tile.
-SWIN_FAST_DEVICE void fetch_piece(char* to, const Pixel& pixel, const RowSource& source, int piece, bool aligned) {
+// Begins to bring a piece of the row of a token, whose pixel has an offset, to its place in a tile.
+SWIN_FAST_DEVICE void fetch_piece(char* to, const Pixel& pixel, int64_t offset, const RowSource& source, int piece,
+                                  bool aligned) {
   const bool padded = pixel.y == kPadding && source.padding != nullptr, valid = padded || pixel.y >= 0;
-  const uint16_t* from = padded ? source.padding : source.rows;
-  if (pixel.y >= 0) from += pixel.y * source.stride_y + pixel.x * source.stride_x;
+  const uint16_t* const from = padded ? source.padding : pixel.y >= 0 ? source.rows + offset : source.rows;
   if (aligned) {
     fetch_chunk<true>(to, from + piece * 8, valid);
   } else {
@@ -82,42 +84,38 @@ SWIN_FAST_DEVICE void fetch_piece(char* to, const Pixel& pixel, const RowSource&
   }
 }
 
-// Begins to bring the rows of `count` tokens, whose pixels stand at `pixels`, into a tile: what one of `threads` threads
-// does of it.
+// Begins to bring the rows of `count` tokens, whose pixels stand at `pixels`, into a tile: what one of `threads`
+// threads does of it.
 template <int kHd>
 SWIN_FAST_DEVICE void fetch_rows(char* tile, const char* pixels, int count, const RowSource& source, bool aligned,
                                  int thread, int threads) {
   using Tile = RowTile<kHd>;
   for (int i = thread; i < count * Tile::kPieces; i += threads) {
     const int row = i / Tile::kPieces, piece = i % Tile::kPieces;
-    fetch_piece(tile + Tile::offset(row, piece), load_shared<Pixel>(pixels + row * 8), source, piece, aligned);
+    const auto pixel = load_shared<Pixel>(pixels + row * 8);
+    fetch_piece(tile + Tile::offset(row, piece), pixel, source.offset(pixel), source, piece, aligned);
   }
 }
 
-// Where the rows of one of q, k and v of a head lie in dqkv.
+// Where the row of a pixel of q of a head lies in dqkv; those of k and v follow nH rows and twice as many behind.
 template <int kHd>
-SWIN_FAST_DEVICE uint16_t* rows_of_dqkv(const WindowAttentionBwdParams& problem, int64_t b, int which, int head) {
-  const int64_t row_size = int64_t{problem.nH} * kHd;
-  return static_cast<uint16_t*>(problem.dqkv) + b * problem.H * problem.W * 3 * row_size + which * row_size +
-         head * kHd;
-}
-
-template <int kHd>
-SWIN_FAST_DEVICE void store_piece(const WindowAttentionBwdParams& problem, uint16_t* image, const Pixel& pixel,
-                                  int piece, const char* from) {
-  if (pixel.y < 0) return;
-  const int64_t row = (pixel.y * problem.W + pixel.x) * 3 * problem.nH * kHd;
-  store_global(image + row + piece * 8, load_shared<UInt4>(from));
+SWIN_FAST_DEVICE uint16_t* row_of_dqkv(const WindowAttentionBwdParams& problem, int64_t b, int head,
+                                       const Pixel& pixel) {
+  const int64_t row = (b * problem.H + pixel.y) * problem.W + pixel.x;
+  return static_cast<uint16_t*>(problem.dqkv) + (row * (3 * problem.nH) + head) * kHd;
 }
 
 // The 16 rows of a warp from its tile to their place in dqkv, where they are pixels.
 template <int kHd>
-SWIN_FAST_DEVICE void store_rows(const WindowAttentionBwdParams& problem, uint16_t* image, const char* tile,
-                                 const char* pixels, int lane) {
+SWIN_FAST_DEVICE void store_rows(const WindowAttentionBwdParams& problem, int64_t b, int which, int head,
+                                 const char* tile, const char* pixels, int lane) {
   using Tile = RowTile<kHd>;
   for (int i = lane; i < 16 * Tile::kPieces; i += 32) {
     const int row = i / Tile::kPieces, piece = i % Tile::kPieces;
-    store_piece<kHd>(problem, image, load_shared<Pixel>(pixels + row * 8), piece, tile + Tile::offset(row, piece));
+    const auto pixel = load_shared<Pixel>(pixels + row * 8);
+    if (pixel.y < 0) continue;
+    uint16_t* const to = row_of_dqkv<kHd>(problem, b, head, pixel) + which * problem.nH * kHd + piece * 8;
+    store_global(to, load_shared<UInt4>(tile + Tile::offset(row, piece)));
   }
 }
 
@@ -294,8 +292,8 @@ struct RoundedRows {
 };
 
 // Gives 1 / max(|row|, eps) of a row of a tile to its quad. dS is multiplied with it and rounded, but float16 does not
-// hold the 1e12 that it may be: there its power of two goes to the row, where it rounds nothing but what is 2^-14 of the
-// row's length, and what is left lies between 1 and 2. What is left is stored at `left`.
+// hold the 1e12 that it may be: there its power of two goes to the row, where it rounds nothing but what is 2^-14 of
+// the row's length, and what is left lies between 1 and 2. What is left is stored at `left`.
 template <class T, int kHd>
 SWIN_FAST_DEVICE float prepare_norm(char* tile, int row, char* left, int lane) {
   using Tile = RowTile<kHd>;

@@ -31,7 +31,8 @@ constexpr int kSmallBwdThreads = 32 * kSmallBwdWarps;
 template <int kWindow>
 constexpr int kSmallBwdBlocks = kWindow == 0 ? 2 : 3;
 
-// A block's shared memory, in bytes. Rows of tokens that do not exist are zeros, written once: no step asks whether they do.
+// A block's shared memory, in bytes. Rows of tokens that do not exist are zeros, written once: no step asks whether
+// they do.
 template <int kWindow>
 struct SmallBwdSizes : SmallSizes<kWindow> {
   static constexpr int kTileBytes = 64 * kRowBytes;  // 64 rows of q, k, v or grad_out
@@ -52,7 +53,8 @@ struct SmallBwdSizes : SmallSizes<kWindow> {
 
 // How the work of a problem is cut for a GPU of so many multiprocessors with room for so much shared memory a block.
 // What has to be done then, on one stream:
-//   1. scratch memory of p.parts.bytes, at a multiple of 16 bytes: p.parts = Parts::at(scratch, problem, p.parts.owners)
+//   1. scratch memory of p.parts.bytes, at a multiple of 16 bytes:
+//      p.parts = Parts::at(scratch, problem, p.parts.owners)
 //   2. small_windows_bwd<T, kWindow, kCosine, kAligned>(p) in nH * p.parts.owners blocks of kSmallBwdThreads threads
 //      with SmallBwdSizes<kWindow>::kBytes of shared memory; nothing where there are no owners, as without images
 //   3. fold_all<T>(problem, p.parts, launch)

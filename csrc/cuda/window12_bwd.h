@@ -68,9 +68,10 @@ inline Window12BwdParams cut_window12_bwd(const WindowAttentionBwdParams& proble
 }
 
 // Computes: dqkv of windows of 144 tokens, and the parts of dbias, dlogit_scale and dpad_value.
-// Grid:     nH * owners of kThreads, heads fastest, which run at the same time and share cache lines. Each of nine warps
-//           has 16 queries and 16 keys of the window: as queries for P, dS and dq, as keys for dk and dv. Its rows of
-//           dbias stay in shared memory over all windows of the owner; rows of the next window are on their way.
+// Grid:     nH * owners of kThreads, heads fastest, which run at the same time and share cache lines. Each of nine
+//           warps has 16 queries and 16 keys of the window: as queries for P, dS and dq, as keys for dk and dv. Its
+//           rows of dbias stay in shared memory over all windows of the owner; rows of the next window are on their
+//           way.
 // Memory:   reads 4 and writes 3 rows of 64 bytes for each token and head, 16 bytes at a time. P, and then dS, go
 //           through shared memory in the dtype of the rows, to the warps that have the keys.
 // Numerics: products in the input dtype with float32 accumulators; scores, softmax and sums over windows in float32; P
@@ -111,10 +112,12 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
       const Pixel pixel = pixel_of(place, i);
+      const int64_t offset[2] = {source[0].offset(pixel), source[1].offset(pixel)};  // k and v lie as q does
       SWIN_FAST_UNROLL
       for (int which = 0; which < 4; ++which) {
         char* const to = stage + (which >> 1) * Window12::kPairBytes + own + (which & 1) * Tile::kSecond;
-        fetch_piece(to + Tile::offset(quad + 8 * i, lane & 3), pixel, source[which], lane & 3, p.aligned);
+        fetch_piece(to + Tile::offset(quad + 8 * i, lane & 3), pixel, offset[which == 1], source[which], lane & 3,
+                    p.aligned);
       }
     }
     copy_async_commit();
@@ -149,8 +152,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     char* const queries = stages + stage;               // q and dO
     char* const keys = queries + Window12::kPairBytes;  // k and v
     copy_async_wait<0>();
-    sync_warp();  // own rows that other lanes fetched
-    if (kCosine) {
+    if (kCosine) {  // of each row a lane reads the piece that it has fetched
       SWIN_FAST_UNROLL
       for (int i = 0; i < 2; ++i) {
         char* const norm = norms + 4 * token[i];
@@ -160,7 +162,6 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
         store_shared(norm + kKeyScales, k_scale);
         store_shared(norm + kQueryScales, q_scale);
       }
-      sync_warp();
     }
     if (border && lane < 16) {
       const int own_token = 16 * warp + lane, row = own_token / Window12::kSide;
@@ -238,6 +239,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     SWIN_FAST_UNROLL
     for (int step = 0; step < kSteps; ++step) {
       float dp[2][4];
+      if (kCosine) sync_warp();  // or products are begun early, for whose results there are no registers
       dout.times(dp, keys + Tile::sixteen(16 * step) + Tile::kSecond);
       SWIN_FAST_UNROLL
       for (int j = 0; j < 2; ++j) {
@@ -309,7 +311,6 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     if (sums_padding) add_rows_of<kHd>(dpad_value + kHd * 4, dv, padding, lane);
     RoundedRows<T, kHd>(dv).put(results + own + Tile::kSecond, lane);
 
-    if (kCosine) of_own(q_norm, kQueryNorms);
     SWIN_FAST_UNROLL
     for (int i = 0; i < 16; ++i) dq[i >> 2][i & 3] = 0.0f;
     const auto score_gradients = [&](auto some_dead) {
@@ -317,7 +318,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
       SWIN_FAST_UNROLL
       for (int step = 0; step < kSteps; ++step) {
         float dp[2][4];
-        sync_warp();  // or products are begun early, for whose results there are no registers
+        sync_warp();  // as above
         dout.times(dp, keys + Tile::sixteen(16 * step) + Tile::kSecond);
         SWIN_FAST_UNROLL
         for (int j = 0; j < 2; ++j) {
@@ -336,8 +337,6 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
             store_shared(at, Float4{before.x + s[step][j][0], before.y + s[step][j][1], before.z + s[step][j][2],
                                     before.w + s[step][j][3]});
           }
-          SWIN_FAST_UNROLL
-          for (int e = 0; e < 4 && kCosine; ++e) s[step][j][e] *= q_norm[e >> 1];
         }
         add_weighted_rows<T, kHd>(dq, dp, keys + Tile::sixteen(16 * step), lane);
       }
@@ -348,8 +347,13 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
       score_gradients(std::true_type{});
     }
     sync_threads();  // nobody reads P, k or v any more
+    if (kCosine) of_own(q_norm, kQueryNorms);
     SWIN_FAST_UNROLL
-    for (int step = 0; step < kSteps; ++step) put_weights(step, s[step]);
+    for (int step = 0; step < kSteps; ++step) {
+      SWIN_FAST_UNROLL
+      for (int e = 0; e < 8 && kCosine; ++e) s[step][e >> 2][e & 3] *= q_norm[e >> 1 & 1];
+      put_weights(step, s[step]);
+    }
     float radial[2], scale[2];
     if (kCosine) {
       of_own(scale, kQueryScales);
@@ -371,14 +375,16 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     }
     if (sums_padding) add_rows_of<kHd>(dpad_value, dk, padding, lane);
     RoundedRows<T, kHd>(dk).put(keys + own, lane);
-    const Pixel pixel[2] = {pixel_of(place, 0), pixel_of(place, 1)};
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
+      const Pixel pixel = pixel_of(place, i);
+      if (pixel.y < 0) continue;
+      uint16_t* const to = row_of_dqkv<kHd>(problem, place.b, head, pixel) + (lane & 3) * 8;
       const char* const gradients[3] = {results + own, keys + own, results + own + Tile::kSecond};
       SWIN_FAST_UNROLL
       for (int which = 0; which < 3; ++which) {
-        store_piece<kHd>(problem, rows_of_dqkv<kHd>(problem, place.b, which, head), pixel[i], lane & 3,
-                         gradients[which] + Tile::offset(quad + 8 * i, lane & 3));
+        const auto eight = load_shared<UInt4>(gradients[which] + Tile::offset(quad + 8 * i, lane & 3));
+        store_global(to + which * problem.nH * kHd, eight);
       }
     }
     p.all.advance(&place);
@@ -412,8 +418,8 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
   }
 }
 
-// Gives the kernels to launch(kernel, blocks, threads, bytes of shared memory, params), each behind the one before: where
-// the batch is empty only those that write zeros.
+// Gives the kernels to launch(kernel, blocks, threads, bytes of shared memory, params), each behind the one before:
+// where the batch is empty only those that write zeros.
 template <class T, class Launch>
 void launch_window12_bwd(const Window12BwdParams& p, Launch launch) {
   const bool cosine = p.problem.logit_scale != nullptr;

@@ -31,14 +31,13 @@ struct Windows {
         of_all(problem.B * of_image) {}
 
   struct Place {
-    int64_t b;
-    int32_t y, x;
+    int32_t b, y, x;
   };
   SWIN_FAST_DEVICE Place place(int64_t window) const {
     const int64_t b = window / of_image;
     const auto in_image = static_cast<int32_t>(window - b * of_image);
     const int32_t along_y = in_image / static_cast<int32_t>(x.num_windows);
-    return {b, along_y, in_image - along_y * static_cast<int32_t>(x.num_windows)};
+    return {static_cast<int32_t>(b), along_y, in_image - along_y * static_cast<int32_t>(x.num_windows)};
   }
 
   // On to the window behind, without a division; true where it is of another image.

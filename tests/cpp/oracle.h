@@ -5,8 +5,8 @@
 // measures of how far a kernel may be off:
 //   accumulation  the sum of the magnitudes that went into it, each weighted by how much its own float32 computation
 //                 may amplify errors: a sound float32 kernel is within a small multiple of 2^-24 of this;
-//   operand       the same for paths that round P and dS to 16 bits before they are multiplied, where P is off by a small
-//                 share of such a rounding to begin with, the exponential being no more exact.
+//   operand       the same for paths that round P and dS to 16 bits before they are multiplied, where P is off by a
+//                 small share of such a rounding to begin with, the exponential being no more exact.
 #pragma once
 
 #include <algorithm>
