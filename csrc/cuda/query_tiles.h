@@ -43,9 +43,14 @@ struct RowTiles {
   float top[kTiles][2];  // what weights are relative to, in base 2: no score so far is more than kLag larger
   float sum[kTiles][4];  // of weights as they were rounded, as products with ones; two columns alike, the even counts
   float of_row[kTiles][2];  // what scores are multiplied by
+  // Two registers that nvcc does not know to be equal: else it makes copies of one, 16 moves a block of keys.
+  uint32_t ones[2];
   int lane;
 
-  SWIN_FAST_DEVICE explicit RowTiles(int lane_) : lane(lane_) {}
+  SWIN_FAST_DEVICE explicit RowTiles(int lane_) : lane(lane_) {
+    ones[0] = pack<T>(1.0f, 1.0f);
+    ones[1] = shuffle_xor(ones[0], 1);
+  }
 
   SWIN_FAST_DEVICE void set_query(int tile, int half, int slab, UInt4 chunk) {
     q[tile][slab][0][half] = chunk.x;
@@ -180,7 +185,6 @@ struct RowTiles {
       grown = grown || largest[r][0] > top[r][0] + kLag || largest[r][1] > top[r][1] + kLag;
     }
     if (any_lane(grown)) raise(largest);
-    const uint32_t ones = pack<T>(1.0f, 1.0f);
     SWIN_FAST_UNROLL
     for (int step = 0; step < kKeyTiles / 2; ++step) {
       uint32_t weights[kTiles][4];
@@ -196,7 +200,7 @@ struct RowTiles {
           weights[r][2 * half] = pack<T>(w[0], w[1]);
           weights[r][2 * half + 1] = pack<T>(w[2], w[3]);
         }
-        mma_m16n8k16<T>(sum[r], weights[r], ones, ones);
+        mma_m16n8k16<T>(sum[r], weights[r], ones[0], ones[1]);
       }
       SWIN_FAST_UNROLL
       for (int c = 0; c < kHd / 8; c += 2) {

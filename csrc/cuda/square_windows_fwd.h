@@ -59,7 +59,7 @@ struct SquareSizes {
 //           keys after the other, and its sums in float32. Weights are rounded for the product with v and summed as
 //           they are then. They are relative to a score of their row that is at most 8 less than the largest so far:
 //           what was summed is shrunk only when it is more. Nothing depends on teams, windows or blocks. sm_90,
-//           N = 144: 6,630 warp instructions a window and head without a border, of the 7,944 that an H200 has time
+//           N = 144: 6,480 warp instructions a window and head without a border, of the 7,944 that an H200 has time
 //           for while its memory moves the rows. Not yet run on a GPU.
 // Source:   written for this project; fragments as in the PTX manual, mma.m16n8k16; shrinking only when it matters as
 //           in FlashAttention 4.

@@ -219,7 +219,7 @@ inline Inputs make_inputs(const Problem& p, uint64_t seed) {
     double factor = p.amplitude;
     if (p.degenerate_rows) {
       const uint64_t draw = generator() % 8;
-      factor *= draw == 0 ? 0.0 : draw == 1 ? 1e-13 : draw == 2 ? 1e-11 : 1.0;
+      factor *= draw == 0 ? 0.0 : draw == 1 ? 1e-14 : draw == 2 ? 1e-11 : 1.0;
     }
     for (int64_t d = 0; d < p.hd; ++d) in.qkv[row * p.hd + d] = round_to(p.dtype, in.qkv[row * p.hd + d] * factor);
   }

@@ -38,7 +38,7 @@ BUGS = {
     "bias transposed": Bug(
         "(head * tokens + query) * tokens + key", "(head * tokens + key) * tokens + query", "csrc/cuda/windows.h"
     ),
-    "no mask": Bug("s[j][e] += problem.mask_value;", ""),
+    "no mask": Bug("s[j][e] += problem.mask_value;", "s[j][e] += 0.0f;"),
     "regions of the neighbour": Bug("(2 * j + (e & 1)) & 1", "(2 * j + (~e & 1)) & 1", SHARED),
     "keys that do not exist take part": Bug(
         "+ (e & 1) >= tokens) s[j][e] = -INFINITY;", "+ (e & 1) >= tokens) s[j][e] = 0;", SHARED
@@ -51,10 +51,8 @@ BUGS = {
         "if (lane != 5) of_key[0] = shuffle(key_inverse[j], pair * 4);",
     ),
     "norm of another key": Bug("shuffle(key_inverse[j], pair * 4 + 4)", "shuffle(key_inverse[j], pair * 4)"),
-    "padding has no value": Bug("which > 0 && has_padding", "false", SHARED),
-    "padding of v is that of k": Bug(
-        "(which * problem.nH + head) * kHeadDim", "(problem.nH + head) * kHeadDim", SHARED
-    ),
+    "padding has no value": Bug("which > 0 && padding != nullptr", "false", SHARED),
+    "padding of v is that of k": Bug("padding + which * padding_stride", "padding + padding_stride", SHARED),
     "results of padding are stored": Bug("if (!real) return;", "if (y < 0) return;"),
     "a window of another row of windows": Bug("at->y += step.y + next_row;", "at->y += step.y;", WINDOWS),
     "a window of another image": Bug("at->b += step.b + next_image;", "at->b += step.b;", WINDOWS),

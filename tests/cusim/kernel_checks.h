@@ -214,6 +214,23 @@ inline void test_dead_row(const Backward& kernel, const Problem& problem) {
   for (int64_t j = 0; j < n; ++j) report().check(again.dbias[3 * n + j] == 0, "dbias", " of a dead row");
 }
 
+// Rows of q and k just below the clamp of their norm: their gradient is not projected, which would be seen.
+// `problem` is bfloat16, for float16 has no such numbers.
+inline void test_clamped_norms(const Backward& kernel, Problem problem) {
+  problem.cosine = true;
+  set_context(problem.name() + ", norms below the clamp");
+  Inputs inputs = make_inputs(problem, 7);
+  for (int64_t i = 0; i < problem.qkv_size(); ++i) {
+    const int64_t row = i / problem.hd / problem.nH;  // of the heads of q, k or v of a pixel
+    if (row % 3 == 2 || row / 3 % 4 != 0) continue;
+    inputs.qkv[i] = round_to(problem.dtype, inputs.qkv[i] * 1e-13);
+  }
+  const Outputs outputs =
+      run_backward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
+  const Results results = oracle(problem, inputs);
+  for (size_t i = 1; i < std::size(kTensors); ++i) check_tensor(problem, kTensors[i], outputs, results, "exact");
+}
+
 // What is not finite in one head of one window reaches no other head or window, and an image has the same gradients
 // alone as among others.
 inline void test_isolation(const Backward& kernel, const Problem& problem) {

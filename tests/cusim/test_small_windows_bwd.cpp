@@ -49,6 +49,7 @@ size_t test_all(bool quick) {
   other.dtype = ScalarType::kBFloat16;
   other.bias_form = BiasForm::kDense;
   test_dead_row(small_windows, other);
+  test_clamped_norms(small_windows, other);
   other.B = 3;
   other.H = 10;
   other.nH = 2;
