@@ -143,7 +143,8 @@ under_tool() {
 tune() {
   if [[ -e benchmarks/tune.py ]]; then
     build
-    within_limit "$PYTHON" -m benchmarks.tune --device "$device" --json "$OUT/tune.json" --add ${dry_run:+--toy --allow-dirty}
+    within_limit "$PYTHON" -m benchmarks.tune --device "$device" --json "$OUT/tune.json" --add \
+      ${dry_run:+--toy --allow-dirty}
   else
     echo "tune: nothing to tune in this version"
   fi
