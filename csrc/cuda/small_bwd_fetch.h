@@ -56,7 +56,7 @@ struct SmallBwdFetch {
       const int64_t grad_offset = int64_t{y} * p.grad_stride_y + int64_t{x} * p.grad_stride_x;
       fetch_chunk<kAligned>(at + 3 * Sizes::kTileBytes, real ? grad_out + grad_offset : grad_out, real);
     };
-    const bool whole = grid.template visit<2>(p.all, window, first, tokens, bring);
+    const bool whole = grid.template visit<2, kAligned>(p.all, window, first, tokens, bring);
     copy_async_commit();
     to ^= Sizes::kSetBytes;
     return whole ? 0 : p.all.border_row(window) << 8 | p.all.border_column(window);

@@ -28,29 +28,34 @@ struct SmallSizes {
   static constexpr int kBiasFloats = kRowTiles * kKeyTiles * 32 * 4;     // of a head, as fragments
 };
 
-// The rows and columns of a window's tokens. A division costs some ten instructions; for numbers below 64 a product
-// does.
+// The rows and columns of a window's tokens. For numbers below 64 a product does, where the compiler makes nine
+// instructions of a division by 7. Where it does not know the side, it would make the products of all tokens in advance
+// and keep them: 88 bytes spilled on sm_120, and none with divisions.
 template <int kWindow>
 struct SmallGrid {
   int columns;
-  uint32_t reciprocal;
 
   SWIN_FAST_DEVICE explicit SmallGrid(const WindowAttentionParams& problem)
-      : columns(kWindow == 0 ? problem.window_size[1] : kWindow),
-        reciprocal(65536u / static_cast<uint32_t>(columns) + 1) {}
+      : columns(kWindow == 0 ? problem.window_size[1] : kWindow) {}
 
   SWIN_FAST_DEVICE int row(int token) const {
-    if (kWindow == 8) return token >> 3;
-    return static_cast<int>(static_cast<uint32_t>(token) * reciprocal >> 16);
+    if constexpr (kWindow == 0) {
+      return token / columns;
+    } else if constexpr (kWindow == 8) {
+      return token >> 3;
+    } else {
+      return static_cast<int>(static_cast<uint32_t>(token) * (65536 / kWindow + 1) >> 16);
+    }
   }
   SWIN_FAST_DEVICE int column(int token) const { return token - row(token) * columns; }
 
   // Calls visit(i, y, x, whether there is a pixel) for each token first + 8 * i below `tokens`, i < kCount. True where
-  // the window is whole: its pixels then lie as its tokens do, which saves most of the work, and it has no border.
-  template <int kCount, class Visit>
+  // the window is whole: its pixels then lie as its tokens do, which saves most of the work, and it has no border. Where
+  // not kShort, that is not looked for: where registers are too few for both ways.
+  template <int kCount, bool kShort, class Visit>
   SWIN_FAST_DEVICE bool visit(const Windows& all, const Windows::Place& window, int first, int tokens,
                               const Visit& visit) const {
-    const bool whole = all.is_whole(window);
+    const bool whole = kShort && all.is_whole(window);
     if (whole) {
       const int y = window.y * all.y.window + static_cast<int32_t>(all.y.roll);
       const int x = window.x * all.x.window + static_cast<int32_t>(all.x.roll);

@@ -92,7 +92,7 @@ struct SmallWarp {
         source.fetch<kAligned>(which, target[which] + step * 8 * kRowBytes, real, offset);
       }
     };
-    grid.template visit<(Sizes::kTokens + 7) / 8>(p.all, window, first, count(), bring);
+    grid.template visit<(Sizes::kTokens + 7) / 8, kAligned>(p.all, window, first, count(), bring);
     copy_async_commit();
   }
 
@@ -107,7 +107,7 @@ struct SmallWarp {
       const int64_t pixel = y * static_cast<int32_t>(problem.W) + x;
       store_global(out + pixel * row_size, load_shared<UInt4>(results + at + step * 8 * kRowBytes));
     };
-    grid.template visit<(Sizes::kTokens + 7) / 8>(p.all, window, first, count(), bring);
+    grid.template visit<(Sizes::kTokens + 7) / 8, (kWindow != 0)>(p.all, window, first, count(), bring);
   }
 };
 
