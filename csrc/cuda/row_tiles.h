@@ -298,14 +298,13 @@ template <class T, int kHd>
 SWIN_FAST_DEVICE float prepare_norm(char* tile, int row, char* left, int lane) {
   using Tile = RowTile<kHd>;
   constexpr int kOfLane = (Tile::kPieces + 3) / 4;
-  UInt4 eight[kOfLane];
   float sum = 0.0f;
   SWIN_FAST_UNROLL
   for (int i = 0; i < kOfLane; ++i) {
     const int piece = i * 4 + (lane & 3);
     if (piece >= Tile::kPieces) continue;
-    eight[i] = load_shared<UInt4>(tile + Tile::offset(row, piece));
-    sum += squares<T>(eight[i].x) + squares<T>(eight[i].y) + squares<T>(eight[i].z) + squares<T>(eight[i].w);
+    const auto eight = load_shared<UInt4>(tile + Tile::offset(row, piece));
+    sum += squares<T>(eight.x) + squares<T>(eight.y) + squares<T>(eight.z) + squares<T>(eight.w);
   }
   const float inverse = inverse_norm(sum);
   if (is_half<T>) {
@@ -317,8 +316,9 @@ SWIN_FAST_DEVICE float prepare_norm(char* tile, int row, char* left, int lane) {
     for (int i = 0; i < kOfLane; ++i) {
       const int piece = i * 4 + (lane & 3);
       if (piece >= Tile::kPieces) continue;
-      store_shared(tile + Tile::offset(row, piece),
-                   UInt4{scaled(eight[i].x), scaled(eight[i].y), scaled(eight[i].z), scaled(eight[i].w)});
+      char* const at = tile + Tile::offset(row, piece);
+      const auto eight = load_shared<UInt4>(at);  // again: 16 registers less at head_dim 128
+      store_shared(at, UInt4{scaled(eight.x), scaled(eight.y), scaled(eight.z), scaled(eight.w)});
     }
   }
   if ((lane & 3) == 0) store_shared(left, is_half<T> ? fraction_of(inverse) : inverse);
