@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "large_bwd_cut.h"
+
 namespace swin_fast::cuda {
 namespace {
 
@@ -29,9 +31,8 @@ const std::vector<Kernels<WindowAttentionFwdParams>>& forward_kernels() {
 const std::vector<Kernels<WindowAttentionBwdParams>>& backward_kernels() {
   static const std::vector<Kernels<WindowAttentionBwdParams>> rows = {
       row<SmallWindowsBwd, WindowAttentionBwdParams>("small_windows_bwd", 1, 64, {32}),
-      row<LargeWindowsBwd, WindowAttentionBwdParams>("large_windows_bwd", 1, kMaxWindowArea, {16, 32, 64, 96}),
-      // Beyond it a block takes more than the 99 KB of shared memory that it can have on sm_86, sm_89 and sm_120.
-      row<LargeWindowsBwd, WindowAttentionBwdParams>("large_windows_bwd", 1, 992, {128}),
+      row<LargeWindowsBwd, WindowAttentionBwdParams>("large_windows_bwd", 1, large_bwd_most_area(96), {16, 32, 64, 96}),
+      row<LargeWindowsBwd, WindowAttentionBwdParams>("large_windows_bwd", 1, large_bwd_most_area(128), {128}),
   };
   return rows;
 }
