@@ -3,8 +3,6 @@
 
 #include <utility>
 
-#include "large_bwd_cut.h"
-
 namespace swin_fast::cuda {
 namespace {
 

@@ -44,6 +44,10 @@ struct Kernels {
   }
 };
 
+// The largest window of the backward that has a cut on every GPU: beyond it, a block would take more than the 99 KB of
+// shared memory that it can have on sm_86, sm_89 and sm_120.
+constexpr int32_t large_bwd_most_area(int hd) { return hd <= 96 ? kMaxWindowArea : 976; }
+
 // In the order of preference: the first that takes a problem computes it.
 const std::vector<Kernels<WindowAttentionFwdParams>>& forward_kernels();
 const std::vector<Kernels<WindowAttentionBwdParams>>& backward_kernels();

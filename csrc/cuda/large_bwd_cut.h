@@ -16,10 +16,6 @@ namespace swin_fast::cuda {
 // Whether the kernels are built for a head_dim.
 constexpr bool has_large_bwd(int hd) { return hd == 16 || hd == 32 || hd == 64 || hd == 96 || hd == 128; }
 
-// The largest window that has a cut on every GPU: beyond it, a block would take more than the 99 KB of shared memory
-// that it can have on sm_86, sm_89 and sm_120.
-constexpr int large_bwd_most_area(int hd) { return hd <= 96 ? kMaxWindowArea : 976; }
-
 // How one of the kernels is cut: tiles of 16 * warps own rows, one after the other, of which owners have all in their
 // windows [i U / owners, (i + 1) U / owners).
 struct LargeCut {

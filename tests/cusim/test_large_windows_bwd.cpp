@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // csrc/cuda/large_windows_bwd.h in the emulator.
+#include "../../csrc/cuda/kernels.h"
 #include "../../csrc/cuda/large_windows_bwd.h"
 #include "kernel_checks.h"
 
