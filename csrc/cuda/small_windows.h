@@ -52,6 +52,7 @@ struct SmallGrid {
   // Calls visit(i, y, x, whether there is a pixel) for each token first + 8 * i below `tokens`, i < kCount. True where
   // the window is whole: its pixels then lie as its tokens do, which saves most of the work, and it has no border.
   // Where not kShort, that is not looked for: where registers are too few for both ways.
+  template <int kCount, bool kShort, class Visit>
   SWIN_FAST_DEVICE bool visit(const Windows& all, const Windows::Place& window, int first, int tokens,
                               const Visit& visit) const {
     const bool whole = kShort && all.is_whole(window);
