@@ -7,20 +7,24 @@ over it as over every backend, in small cases; what it cannot show is PyTorch's 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 import swin_fast
+from cuda_sass import issued
 from swin_fast.backends import native
-from test_cusim import CSRC, ROOT, call, emulator_flags
+from test_cusim import CSRC, ROOT, call, emulator_flags, find_nvcc
 
 pytestmark = pytest.mark.slow  # some minutes, most of them for the compiler
 
@@ -68,3 +72,106 @@ def test_the_suite_runs_over_the_kernels(site: Path) -> None:
     print(done.stdout.splitlines()[-1])
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) > 120, "what the kernels leave to triton is skipped; much else ran"
+
+
+# ------------------------------------------------------------------------------------------------------- the cost gate
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a kernel may cost: `slots` are the warp instructions that an H200 can issue for a (window, head) while its
+    memory moves the bytes of one (132 multiprocessors of four schedulers at 1.755 GHz, 4.3 TB/s); `least`, the part of
+    the bandwidth that the kernel's instructions must leave possible: in a window without border or padding, and in all.
+    """
+
+    header: str
+    instance: str
+    window: int
+    direction: str
+    warps: int  # that share a window and head
+    slots: int
+    least: tuple[float, float]
+
+
+COSTS = (
+    Cost(
+        "small_windows_fwd.h",
+        "small_windows_fwd<BFloat16, 7, false, true>(const SmallFwdParams)",
+        7,
+        "fwd",
+        1,
+        2703,
+        (1.8, 1.05),
+    ),
+    Cost(
+        "small_windows_bwd.h",
+        "small_windows_bwd<BFloat16, 7, false, true>(const SmallBwdParams)",
+        7,
+        "bwd",
+        4,
+        4731,
+        (1.4, 1.0),
+    ),
+)
+WINDOWS, HEADS = (8, 16), 2
+#: Calls the op on images of one window each, and leaves the counters of each call in a file of its own.
+COUNTED = """
+import os, sys
+import torch
+from swin_fast import ops
+folder, direction = sys.argv[1:3]
+window, few, many, nH = map(int, sys.argv[3:])
+for windows in (few, many):
+    os.environ["SWIN_FAST_CUSIM_COUNTERS"] = f"{folder}/{windows}"
+    qkv = torch.randn(windows, window, window, 3, nH, 32).bfloat16()
+    grad_out = torch.randn(windows, window, window, 32 * nH).bfloat16()
+    bias = torch.randn(nH, 2 * window - 1, 2 * window - 1)
+    rest = (qkv, bias, None, None, (window, window), (0, 0), 0.2, "pad_roll", -100.0)
+    if direction == "fwd":
+        ops.WINDOW_ATTENTION_FWD["cuda"](*rest)
+    else:
+        ops.WINDOW_ATTENTION_BWD["cuda"](grad_out, *rest)
+"""
+
+
+def counted(site: Path, folder: Path, cost: Cost) -> dict[str, float]:
+    """What `cuda_sass.KINDS` are of a warp, for one more (window, head)."""
+    arguments = [folder, cost.direction, cost.window, *WINDOWS, HEADS]
+    command = [sys.executable, "-c", COUNTED, *map(str, arguments)]
+    done = subprocess.run(command, cwd=site, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    sums: list[Counter[str]] = []
+    for windows in WINDOWS:
+        sums.append(Counter())
+        for line in (folder / str(windows)).read_text().splitlines():
+            sums[-1].update({what: count for what, count in json.loads(line).items() if what != "launch"})
+    more = (WINDOWS[1] - WINDOWS[0]) * HEADS * cost.warps
+    each = {what: (sums[1][what] - sums[0][what]) / more for what in sums[1]}
+    return {
+        "HMMA": each["mma"],
+        "LDSM": each["ldmatrix"],
+        "SHFL": each["shuffles"],
+        "LDGSTS": each["copies"] / 32,  # counted for each thread
+        "STG": each["global_stores"] / 32,
+    }
+
+
+@pytest.mark.parametrize("cost", COSTS, ids=lambda cost: f"{cost.direction}-{cost.window}")
+def test_instructions_leave_the_bandwidth_within_reach(cost: Cost, site: Path, tmp_path: Path) -> None:
+    """The way through the machine code is the one that does what the emulator has counted."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    triton_gate = pytest.importorskip("triton_gate", reason="no Triton, which brings the disassembler")
+    source, binary = tmp_path / "instance.cu", tmp_path / "instance.cubin"
+    text = f"namespace swin_fast::cuda {{ template __global__ void {cost.instance}; }}"
+    source.write_text(f'#include "cuda/{cost.header}"\n{text}\n')
+    call([nvcc, "-std=c++17", "-arch=sm_90", "-cubin", "-I", CSRC, source, "-o", binary])
+    disassembler = [triton_gate.TOOLS / "nvdisasm", "-c", binary]
+    assembly = subprocess.run(disassembler, capture_output=True, text=True, check=True).stdout
+    does = counted(site, tmp_path, cost)
+    for what, better, least in zip(("in the best case", "at most"), (min, max), cost.least, strict=True):
+        instructions = cost.warps * issued(assembly, does, better)
+        part = cost.slots / instructions
+        print(f"{cost.instance}: {instructions} warp instructions {what}, {part:.0%} of the bandwidth")
+        assert part >= least
