@@ -106,9 +106,9 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     if (!p.all.pixel(place, row, token[i] - row * Window12::kSide, &pixel.y, &pixel.x)) pixel.y = kPadding;
     return pixel;
   };
-  const auto fetch = [&](const Windows::Place& place, char* stage) {
-    const RowSource source[4] = {rows_of_qkv(problem, place.b, 0, head), rows_of_grad_out(problem, place.b, head),
-                                 rows_of_qkv(problem, place.b, 1, head), rows_of_qkv(problem, place.b, 2, head)};
+  const auto fetch = [&](int64_t b, const Windows::Place& place, char* stage) {
+    const RowSource source[4] = {rows_of_qkv(problem, b, 0, head), rows_of_grad_out(problem, b, head),
+                                 rows_of_qkv(problem, b, 1, head), rows_of_qkv(problem, b, 2, head)};
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
       const Pixel pixel = pixel_of(place, i);
@@ -124,9 +124,10 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
   };
 
   Windows::Place place = p.all.place(first);
+  int64_t b = place.b;  // of 64 bits: with 32, which are widened for each product, 80 bytes are spilled
   auto windows = static_cast<int>((owner + 1) * p.all.of_all / p.parts.owners - first);  // left to do: at least one
   int stage = 0;  // where the rows of the window lie
-  fetch(place, stages);
+  fetch(b, place, stages);
   const bool has_bias = problem.bias != nullptr;
   for (int i = threadIdx.x; i < Window12::kReach * Window12::kReach; i += blockDim.x) {
     const int64_t entry = int64_t{head} * Window12::kReach * Window12::kReach + i;
@@ -172,8 +173,8 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     stage = 2 * Window12::kPairBytes - stage;
     if (windows > 1) {
       Windows::Place next = place;
-      p.all.advance(&next);
-      fetch(next, stages + stage);
+      const int64_t next_b = b + p.all.advance(&next);
+      fetch(next_b, next, stages + stage);
     }
     const auto of_own = [&](float (&two)[2], int which) {
       two[0] = load_shared<float>(norms + which + 4 * token[0]);
@@ -379,7 +380,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     for (int i = 0; i < 2; ++i) {
       const Pixel pixel = pixel_of(place, i);
       if (pixel.y < 0) continue;
-      uint16_t* const to = row_of_dqkv<kHd>(problem, place.b, head, pixel) + (lane & 3) * 8;
+      uint16_t* const to = row_of_dqkv<kHd>(problem, b, head, pixel) + (lane & 3) * 8;
       const char* const gradients[3] = {results + own, keys + own, results + own + Tile::kSecond};
       SWIN_FAST_UNROLL
       for (int which = 0; which < 3; ++which) {
@@ -387,7 +388,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
         store_global(to + which * problem.nH * kHd, eight);
       }
     }
-    p.all.advance(&place);
+    b += p.all.advance(&place);
   }
 
   const int64_t part = int64_t{head} * p.parts.owners + owner;
