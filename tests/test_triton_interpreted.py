@@ -25,7 +25,7 @@ import oracles
 import triton_interpreter
 from cases import DTYPE_IDS, DTYPES, Case, make_inputs
 from comparison import check
-from swin_fast.backends import triton_bwd, triton_bwd_blocks, triton_fwd, triton_launch, triton_plan, triton_window
+from swin_fast.backends import triton_bwd, triton_fwd, triton_launch, triton_plan, triton_window
 from swin_fast.backends.configs import Parameters, two_powers
 
 per_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS.get)
@@ -234,11 +234,6 @@ def radial_part_forgotten(summed, rows, inverse, factor, COSINE: tl.constexpr):
     return summed * (factor * inverse)[:, None], tl.sum(rows.to(tl.float32) * summed, 1) * inverse
 
 
-@triton.jit
-def exp_of_the_hardware(x):
-    return tl.exp2(x * triton_window.LOG2_E)
-
-
 @pytest.mark.parametrize(
     ("module", "name", "wrong", "case"),
     [
@@ -256,7 +251,6 @@ def exp_of_the_hardware(x):
         (triton_fwd, "has_border", border_of_rows_alone, SHIFTED),
         (triton_bwd, "load_bias", bias_transposed, SHIFTED),
         (triton_bwd, "row_gradient", radial_part_forgotten, COSINE),
-        (triton_bwd_blocks, "exp", exp_of_the_hardware, Case(16, 16, (16, 16), (5, 5), 1, 2, bias="dense")),
         (triton_fwd, "finite_top", top_of_nothing, replace(SHIFTED, mask_value=float("-inf"))),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -5,9 +5,6 @@ numpy has no bfloat16: the interpreter multiplies bit patterns in `tl.dot` as if
 issue 11584), cuts float32 off instead of rounding it, and makes large numbers of very small ones. And a computed bound
 of a loop is an array of one number, which recent numpy does not take for an index. `test_triton_interpreted.py` fails
 as soon as a mend is not needed any more.
-
-It is also made as inexact as a GPU: exp2 and division are off by up to two units in the last place, and products of
-float32 are summed one after the other. Without that, gradients passed here which an H200 had 4 % above their bound.
 """
 
 from __future__ import annotations
@@ -21,8 +18,6 @@ from triton.runtime import interpreter
 
 _ORIGINALS = {
     (interpreter.InterpreterBuilder, "create_dot"): interpreter.InterpreterBuilder.create_dot,
-    (interpreter.InterpreterBuilder, "create_exp2"): interpreter.InterpreterBuilder.create_exp2,
-    (interpreter.InterpreterBuilder, "create_fdiv"): interpreter.InterpreterBuilder.create_fdiv,
     (interpreter, "_convert_float"): interpreter._convert_float,
     (interpreter, "_patch_lang_tensor"): interpreter._patch_lang_tensor,
 }
@@ -30,8 +25,6 @@ _ORIGINALS = {
 
 def install() -> None:
     interpreter.InterpreterBuilder.create_dot = _dot
-    for name in ("create_exp2", "create_fdiv"):
-        setattr(interpreter.InterpreterBuilder, name, _inexact(_ORIGINALS[interpreter.InterpreterBuilder, name]))
     interpreter._convert_float = _convert_float
     interpreter._patch_lang_tensor = _patch_lang_tensor
 
@@ -41,27 +34,8 @@ def uninstall() -> None:
         setattr(owner, name, original)
 
 
-def _inexact(original: Any) -> Any:
-    """The function of float32, off by up to two units in the last place: always the same for the same result."""
-
-    def off(*operands: Any) -> Any:
-        result = original(*operands)
-        bits = np.ascontiguousarray(result.data).view(np.uint32)
-        noise = (bits * np.uint32(2654435761) >> np.uint32(8)) * 2.0**-23 - 1  # -1 to 1
-        result.data = (result.data * (1 + 2.0**-22 * noise)).astype(np.float32)
-        return result
-
-    return off
-
-
 def _dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
-    dtype = getattr(a.dtype, "scalar", a.dtype)
-    if dtype == tl.float32:
-        total, left, right = d.data, a.data.astype(np.float64), b.data.astype(np.float64)
-        for k in range(left.shape[1]):
-            total = (left[:, k, None] * right[k] + total).astype(np.float32)
-        return interpreter.TensorHandle(total, d.dtype.scalar)
-    if dtype != tl.bfloat16:
+    if getattr(a.dtype, "scalar", a.dtype) != tl.bfloat16:
         return _ORIGINALS[interpreter.InterpreterBuilder, "create_dot"](self, a, b, d, *options)
     product = np.matmul(_by_value(a.data), _by_value(b.data), dtype=d.data.dtype)
     return interpreter.TensorHandle(product + d.data, d.dtype.scalar)

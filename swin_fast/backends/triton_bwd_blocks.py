@@ -9,7 +9,7 @@ import triton.language as tl
 from .triton_bwd import add_dbias, for_other_side, other_side, row_gradient, store_keys
 from .triton_fwd import UNSPECIALIZED
 from .triton_window import (
-    exp,
+    LOG2_E,
     exponentials,
     finite_top,
     has_border,
@@ -145,7 +145,7 @@ def query_rows_bwd(
             )
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             higher = tl.maximum(top, tl.max(s, 1))
-            shrunk = exp(top - finite_top(higher))
+            shrunk = tl.exp2((top - finite_top(higher)) * LOG2_E)
             p = exponentials(s, finite_top(higher))
             total = total * shrunk + tl.sum(p, 1)
             delta = delta * shrunk + tl.sum(p * dp, 1)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .triton_window import (
-    exp,
+    LOG2_E,
     exponentials,
     finite_top,
     has_border,
@@ -274,7 +274,7 @@ def rows_of_windows(
             PRECISION,
         )
         higher = tl.maximum(top, tl.max(s, 1))
-        shrunk = exp(top - finite_top(higher))
+        shrunk = tl.exp2((top - finite_top(higher)) * LOG2_E)
         p = exponentials(s, finite_top(higher))
         total = total * shrunk + tl.sum(p, 1)
         o = tl.dot(p.to(v.dtype), v, o * shrunk[:, None], input_precision=PRECISION)

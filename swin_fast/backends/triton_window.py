@@ -230,25 +230,3 @@ def finite_top(top):
 def exponentials(scores, top):
     """exp(scores - top). The difference comes first: scores of 1e4 times log2(e) would lose what tells them apart."""
     return tl.exp2((scores - top[:, None]) * LOG2_E)
-
-
-@triton.jit
-def exp(x):
-    """exp(x) for x <= 0, for what a softmax over blocks has so far, when a larger score comes.
-
-    The exp2 of the hardware is off by 2 units in the last place, and x log2(e) by as much as x is large. In a
-    probability that is noise, but here it is the same for a whole row, block after block: float32 gradients of 1,024
-    tokens were 4 % above their bound on an H200. This is less than 1 unit off: x = n ln(2) + r and a polynomial on
-    |r| <= ln(2) / 2, of the least relative error of degree 6 with 1 + r given, 3e-9 before its numbers are rounded.
-    """
-    x = tl.where(x < -104.0, -104.0, x)  # its exp is 0; NaN stays what it is
-    n = tl.floor(x * LOG2_E + 0.5)
-    r = x - n * 0.693359375  # exact: nine bits of ln(2), and the rest
-    r = r + n * 2.1219444005469057e-4
-    y = 0.008368716575205326 + r * 0.001381459878757596
-    y = 0.04166838899254799 + r * y
-    y = 0.1666652113199234 + r * y
-    y = 0.4999999403953552 + r * y
-    y = 1.0 + (r + r * r * y)
-    bits = (tl.where(n > -127.0, n, -127.0).to(tl.int32) + 127) << 23  # 2^n, or 0 below what is normal
-    return y * bits.to(tl.float32, bitcast=True)

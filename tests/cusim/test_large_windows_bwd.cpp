@@ -173,6 +173,7 @@ size_t test_all(bool quick) {
   other.bias_form = BiasForm::kDense;
   other.hd = 16;
   test_dead_row(large_windows, other);
+  test_clamped_norms(large_windows, other);
   other.B = 3;
   other.H = 10;
   other.nH = 2;

@@ -63,6 +63,7 @@ size_t test_all(bool quick) {
   other.bias_form = BiasForm::kRelative;
   other.has_pad_value = true;
   if (!quick) test_isolation(window12, other);
+  test_clamped_norms(window12, other);
   std::vector<Problem> problems;
   for (Problem problem : problems_for(quick, {12}, [](const Problem&) { return false; })) {
     if (problem.bias_form == BiasForm::kDense) problem.bias_form = BiasForm::kRelative;
