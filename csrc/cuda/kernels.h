@@ -44,6 +44,9 @@ struct Kernels {
   }
 };
 
+// Whether kernels of large windows are built for a head dimension.
+constexpr bool has_large_kernels(int hd) { return hd == 16 || hd == 32 || hd == 64 || hd == 96 || hd == 128; }
+
 // The largest window of the backward that has a cut on every GPU: beyond it, a block would take more than the 99 KB of
 // shared memory that it can have on sm_86, sm_89 and sm_120.
 constexpr int32_t large_bwd_most_area(int hd) { return hd <= 96 ? kMaxWindowArea : 976; }

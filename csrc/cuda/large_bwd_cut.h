@@ -13,9 +13,6 @@
 
 namespace swin_fast::cuda {
 
-// Whether the kernels are built for a head_dim.
-constexpr bool has_large_bwd(int hd) { return hd == 16 || hd == 32 || hd == 64 || hd == 96 || hd == 128; }
-
 // How one of the kernels is cut: tiles of 16 * warps own rows, one after the other, of which owners have all in their
 // windows [i U / owners, (i + 1) U / owners).
 struct LargeCut {

@@ -16,7 +16,7 @@ namespace swin_fast::cuda {
 struct LargeFwdParams {
   WindowAttentionFwdParams problem;
   Windows all;
-  uint32_t stride_y, stride_x;  // of qkv, in bytes
+  uint32_t stride_y, stride_x;  // of qkv, in bytes: below 2^31 elements, as window_attention.cpp has checked
   BiasFragments bias;
   const void* fragments = nullptr;  // what arrange_bias() has made of the bias
   int32_t warps = 1;                // of a block

@@ -13,16 +13,6 @@
 
 namespace swin_fast::cuda {
 
-// Whether kernels of this header take a problem. Strides of an image are kept as 32 bits of bytes.
-inline bool large_fwd_takes(const WindowAttentionParams& p) {
-  const bool head_dim = p.hd == 16 || p.hd == 32 || p.hd == 64 || p.hd == 96 || p.hd == 128;
-  const auto narrow = [](int64_t size, int64_t stride) {
-    return size <= 1 || (stride >= 0 && stride < int64_t{1} << 31);
-  };
-  return p.dtype != ScalarType::kFloat32 && head_dim && p.window_area() <= 1024 && p.H * p.W < int64_t{1} << 31 &&
-         narrow(p.H, p.qkv_stride[1]) && narrow(p.W, p.qkv_stride[2]);
-}
-
 // The side of the square windows that have a kernel of their own, or 0.
 inline int large_fwd_window(const WindowAttentionParams& p) {
   const bool square = p.hd == 32 && p.window_size[0] == p.window_size[1];

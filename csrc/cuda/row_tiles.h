@@ -12,10 +12,6 @@
 
 namespace swin_fast::cuda {
 
-// In place of the y of a pixel.
-constexpr int32_t kPadding = -1;
-constexpr int32_t kNoToken = -2;  // the rows of a tile behind the last token of the window
-
 // Rows of kHd elements as pieces of 16 bytes. ldmatrix reads one piece of eight rows at once: pieces are permuted in
 // groups of up to eight by the row, so that the eight lie in eight different groups of banks. Of two tensors 16 rows
 // follow on 16 rows: what is read of both has one address in a register, and another that is a constant away.

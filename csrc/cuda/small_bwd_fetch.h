@@ -9,8 +9,6 @@
 
 namespace swin_fast::cuda {
 
-constexpr int kPadding = -1, kNone = -2;  // in place of the pixel of a token
-
 // Brings the rows of the warp's tokens to shared memory, four lanes a row: those of two tokens to a lane.
 template <class T, int kWindow, bool kAligned>
 struct SmallBwdFetch {

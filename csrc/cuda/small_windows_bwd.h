@@ -62,10 +62,10 @@ struct SmallBwdWarp {
   SWIN_FAST_DEVICE int pair() const { return (lane & 3) * 2; }
   // The token of row quad() or quad() + 8 of the warp's tile.
   SWIN_FAST_DEVICE int token(int half) const { return warp * 16 + half * 8 + quad(); }
-  // The pixel of a token of the warp, kPadding, or kNone.
+  // The pixel of a token of the warp, kPadding, or kNoToken.
   SWIN_FAST_DEVICE int pixel(int half) const {
     const char* const all = memory + Sizes::kPixels + (square[0] & Sizes::kSetBytes) / (Sizes::kSetBytes / 256);
-    return token(half) < tokens ? load_shared<int>(all + token(half) * 4) : kNone;
+    return token(half) < tokens ? load_shared<int>(all + token(half) * 4) : kNoToken;
   }
 
   // 1 / |row| of all rows of q or k. Those of a window make place for the next one's: behind the barrier that scores
@@ -360,7 +360,7 @@ __global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
       next_border = fetch(next);
     }
     float radial[2];
-    int pixels[2] = {kNone, kNone};
+    int pixels[2] = {kNoToken, kNoToken};
     char* to[2];
     if (has_queries) {
       float s[Sizes::kKeyTiles][4], d[Sizes::kKeyTiles][4];

@@ -37,10 +37,10 @@ struct Window12 {
   static constexpr int kReach = 2 * kSide - 1, kTable = (kReach * kReach * 4 + 15) / 16 * 16;  // the relative bias
   static constexpr int kNorms = 4 * 4 * kTokens;
   static constexpr int kRegions = 2 * kTokens;
-  static constexpr int kPadding = kWarps * 2 * kHd * 4;  // sums of dpad_value
+  static constexpr int kPadSums = kWarps * 2 * kHd * 4;  // sums of dpad_value
   static constexpr int kScales = (kWarps * 4 + 15) / 16 * 16;
   static constexpr size_t kSharedBytes =
-      kStages + kPairBytes + kWeights + kSums + kTable + kNorms + kRegions + kPadding + kScales;
+      kStages + kPairBytes + kWeights + kSums + kTable + kNorms + kRegions + kPadSums + kScales;
 
   // Of a piece of a row of weights, so that eight rows of 288 bytes have theirs in eight groups of banks.
   static SWIN_FAST_DEVICE int weight(int row, int piece) {
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
   char* const norms = table + Window12::kTable;
   char* const regions = norms + Window12::kNorms;
   char* const dpad_value = regions + Window12::kRegions + warp * 2 * kHd * 4;
-  char* const scales = regions + Window12::kRegions + Window12::kPadding;
+  char* const scales = regions + Window12::kRegions + Window12::kPadSums;
   const int own = Tile::sixteen(16 * warp), token[2] = {16 * warp + quad, 16 * warp + quad + 8};
 
   // This lane's two rows: those of its quad in fragments, and those of which it brings and stores a piece.

@@ -19,6 +19,10 @@ struct alignas(8) Pixel {
   int32_t y, x;
 };
 
+// In place of a pixel, or of its y.
+constexpr int32_t kPadding = -1;
+constexpr int32_t kNoToken = -2;  // the rows of a tile behind the last token of the window
+
 // The windows of all images, the last axis fastest. The axes stand here ready made: a kernel shall not divide for them.
 struct Windows {
   WindowAxis y, x;

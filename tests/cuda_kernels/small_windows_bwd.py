@@ -86,7 +86,7 @@ BUGS = {
         "real ? grad_out + grad_offset : grad_out, real)", "real ? grad_out + grad_offset : grad_out, true)", FETCH
     ),
     "results of padding are stored": Bug(
-        "if (pixels[half] >= 0) store_global", "if (pixels[half] > kNone) store_global"
+        "if (pixels[half] >= 0) store_global", "if (pixels[half] > kNoToken) store_global"
     ),
     "dqkv of every image goes to the first": Bug("if (next_image) image += p.image_bytes;", ""),
     "every image's rows are the first's": Bug("if (next_image) fetch.next_image();", ""),

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "../../csrc/cuda/launch.h"
 #include "../../csrc/cuda/primitives.h"
 #include "../cpp/kernel_runner.h"
 #include "../cpp/problems.h"
@@ -34,6 +35,16 @@ auto with_element(ScalarType dtype, Run run) {
 #endif
   (void)dtype;
   return run(swin_fast::cuda::BFloat16{});
+}
+
+// Calls run(window, cosine, aligned), constants of the instance that the launches pick for a small window.
+template <class Run>
+void with_small_instance(const swin_fast::WindowAttentionParams& p, bool aligned, const Run& run) {
+  using namespace swin_fast::cuda;
+  with_window<7, 8>(p, [&](auto window) {
+    with_constant(p.logit_scale != nullptr,
+                  [&](auto cosine) { with_constant(aligned, [&](auto chunks) { run(window, cosine, chunks); }); });
+  });
 }
 
 constexpr size_t kSharedMemory = 227 * 1024;  // that a block of an H200 can have

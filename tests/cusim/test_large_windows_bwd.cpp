@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // csrc/cuda/large_windows_bwd.h in the emulator.
-#include "../../csrc/cuda/kernels.h"
 #include "../../csrc/cuda/large_windows_bwd.h"
 #include "kernel_checks.h"
 
@@ -34,13 +33,8 @@ void launch(const swin_fast::WindowAttentionBwdParams& problem, bool aligned, co
 void large_windows(const swin_fast::WindowAttentionBwdParams& p, bool aligned, const Schedule& schedule) {
   with_element(p.dtype, [&](auto element) {
     using T = decltype(element);
-    switch (p.hd) {
-      case 16: return launch<T, 16>(p, aligned, schedule);
-      case 32: return launch<T, 32>(p, aligned, schedule);
-      case 64: return launch<T, 64>(p, aligned, schedule);
-      case 96: return launch<T, 96>(p, aligned, schedule);
-      default: return launch<T, 128>(p, aligned, schedule);
-    }
+    swin_fast::cuda::with_head_dim<16, 32, 64, 96, 128>(
+        p, [&](auto head_dim) { launch<T, decltype(head_dim)::value>(p, aligned, schedule); });
   });
 }
 
@@ -160,7 +154,7 @@ void test_cuts() {
 size_t test_all(bool quick) {
   std::vector<Problem> problems = own_problems();
   for (const Problem& p : problems_for(quick, {12}, [](const Problem& each) {
-         return swin_fast::cuda::has_large_bwd(each.hd) && (each.hd != 32 || each.area() > 64);
+         return swin_fast::cuda::has_large_kernels(each.hd) && (each.hd != 32 || each.area() > 64);
        })) {
     // What takes longest is left out: the definition and the emulator take seconds for it.
     const int64_t windows = (p.H + p.wh - 1) / p.wh * ((p.W + p.ww - 1) / p.ww) * p.B * p.nH;

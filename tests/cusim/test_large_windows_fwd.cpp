@@ -20,7 +20,7 @@ constexpr bool kAllInstances = true;
 bool takes(const Problem& p) {
   const bool square = p.wh == p.ww && p.hd == 32 && (p.wh == 12 || p.wh == 16);
   if (!kAllInstances) return square ? p.wh == 12 : p.hd == 16 || p.hd == 96 || p.hd == 128;
-  return swin_fast::cuda::large_fwd_takes(make_params(p, contiguous_layout(p))) && (p.hd != 32 || p.area() > 64);
+  return swin_fast::cuda::has_large_kernels(p.hd) && (p.hd != 32 || p.area() > 64);
 }
 
 template <class Kernel>

@@ -19,21 +19,11 @@ void launch(const swin_fast::WindowAttentionFwdParams& problem, const Schedule& 
                              [&] { small_windows_fwd<T, kWindow, kCosine, kAligned>(p); }));
 }
 
-template <class T, int kWindow>
-void launch_window(const swin_fast::WindowAttentionFwdParams& p, bool aligned, const Schedule& schedule) {
-  if (p.logit_scale != nullptr) {
-    return aligned ? launch<T, kWindow, true, true>(p, schedule) : launch<T, kWindow, true, false>(p, schedule);
-  }
-  return aligned ? launch<T, kWindow, false, true>(p, schedule) : launch<T, kWindow, false, false>(p, schedule);
-}
-
 void small_windows(const swin_fast::WindowAttentionFwdParams& p, bool aligned, const Schedule& schedule) {
   with_element(p.dtype, [&](auto element) {
-    using T = decltype(element);
-    const bool square = p.window_size[0] == p.window_size[1];
-    if (square && p.window_size[0] == 7) return launch_window<T, 7>(p, aligned, schedule);
-    if (square && p.window_size[0] == 8) return launch_window<T, 8>(p, aligned, schedule);
-    return launch_window<T, 0>(p, aligned, schedule);
+    with_small_instance(p, aligned, [&](auto window, auto cosine, auto chunks) {
+      launch<decltype(element), window(), cosine(), chunks()>(p, schedule);
+    });
   });
 }
 
