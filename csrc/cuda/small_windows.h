@@ -103,20 +103,42 @@ struct QkvRows {
 };
 
 // The bias of some heads into shared memory, in the order of accumulators: for each head, tile of 16 queries and tile
-// of 8 keys four floats a lane. Zeros where there is no such token. By the whole block; a barrier has to follow.
+// of 8 keys four floats a lane. Zeros where there is no such token. By the whole block; a barrier has to follow. A
+// thread has 16 loads under way: one at a time, they took a tenth of a short call on an H200. change(value) is kept.
+template <int kWindow, class Change>
+SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, int first_head, int heads,
+                                          char* fragments, const Change& change) {
+  using Sizes = SmallSizes<kWindow>;
+  constexpr int kOfHead = Sizes::kBiasFloats / 4, kAtOnce = 4;
+  const int tokens = problem.window_area(), columns = SmallGrid<kWindow>(problem).columns, all = heads * kOfHead;
+  for (int first = threadIdx.x; first < all; first += kAtOnce * blockDim.x) {
+    float four[kAtOnce][4];
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int place = first + i * blockDim.x, head = place / kOfHead, of_head = place - head * kOfHead;
+      const int tile = of_head / 32, of_lane = of_head % 32;
+      SWIN_FAST_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const int row = tile / Sizes::kKeyTiles * 16 + of_lane / 4 + (e & 2) * 4;
+        const int key = tile % Sizes::kKeyTiles * 8 + of_lane % 4 * 2 + (e & 1);
+        const bool exists = place < all && row < tokens && key < tokens;
+        four[i][e] = exists ? bias_of(problem, first_head + head, row, key, columns) : 0.0f;
+      }
+    }
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int place = first + i * blockDim.x;
+      if (place < all)
+        store_shared(fragments + 16 * place,
+                     Float4{change(four[i][0]), change(four[i][1]), change(four[i][2]), change(four[i][3])});
+    }
+  }
+}
+
 template <int kWindow>
 SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, int first_head, int heads,
                                           char* fragments) {
-  using Sizes = SmallSizes<kWindow>;
-  const int tokens = problem.window_area(), columns = SmallGrid<kWindow>(problem).columns;
-  for (int i = threadIdx.x; i < heads * Sizes::kBiasFloats; i += blockDim.x) {
-    const int place = i % Sizes::kBiasFloats, of_lane = place / 4 % 32, tile = place / 128;
-    const int row = tile / Sizes::kKeyTiles * 16 + of_lane / 4 + (place & 2) * 4;
-    const int key = tile % Sizes::kKeyTiles * 8 + of_lane % 4 * 2 + (place & 1);
-    const int head = first_head + i / Sizes::kBiasFloats;
-    const float value = row < tokens && key < tokens ? bias_of(problem, head, row, key, columns) : 0.0f;
-    store_shared(fragments + 4 * i, value);
-  }
+  load_bias_fragments<kWindow>(problem, first_head, heads, fragments, [](float bias) { return bias; });
 }
 
 // Where a window is cut into shift regions: which keys of a lane, of those whose scores it holds in accumulators, lie
@@ -146,37 +168,43 @@ struct Border {
 // Whether a lane's element e of the accumulators of tile j is of a key that is apart.
 SWIN_FAST_DEVICE bool is_apart(uint32_t apart, int j, int e) { return (apart >> (2 * j + (e & 1)) & 1) != 0; }
 
-// Of the two rows of scores that a lane has a part of: exponentials in place of the scores, relative to the largest one
-// of a row, and the reciprocal of their sum, or 0 where every score is -inf.
-template <int kKeyTiles>
-SWIN_FAST_DEVICE void exponentials(float (&s)[kKeyTiles][4], int pair, int tokens, float (&share)[2]) {
-  float top[2] = {-INFINITY, -INFINITY};
+// Of the first kRows of the two rows of scores that a lane has a part of: exponentials of the scores times `factor`, to
+// base 2, in place of the scores, relative to the largest one of a row; and the reciprocal of their sum, or 0 where
+// every score is -inf. A row that does not exist is zeros.
+template <int kRows = 2, int kKeyTiles>
+SWIN_FAST_DEVICE void exponentials(float (&s)[kKeyTiles][4], int pair, int tokens, float (&share)[2],
+                                   float factor = kLog2E) {
+  float top[kRows], sum[kRows];
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < kRows; ++i) top[i] = -INFINITY;
   SWIN_FAST_UNROLL
   for (int j = 0; j < kKeyTiles; ++j) {
     SWIN_FAST_UNROLL
-    for (int e = 0; e < 4; ++e) {
+    for (int e = 0; e < 2 * kRows; ++e) {
       if (j * 8 + pair + (e & 1) >= tokens) s[j][e] = -INFINITY;
       top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
     }
   }
   SWIN_FAST_UNROLL
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
     top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
     // Rounded, but the same for the whole row, where it cancels: only differences of scores are told apart.
-    top[i] = top[i] == -INFINITY ? 0.0f : top[i] * kLog2E;
+    top[i] = top[i] == -INFINITY ? 0.0f : top[i] * factor;
+    sum[i] = 0.0f;
   }
-  float sum[2] = {0.0f, 0.0f};
   SWIN_FAST_UNROLL
   for (int j = 0; j < kKeyTiles; ++j) {
     SWIN_FAST_UNROLL
-    for (int e = 0; e < 4; ++e) {
-      s[j][e] = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1]));
+    for (int e = 0; e < 2 * kRows; ++e) {
+      s[j][e] = exp2_approx(fmaf(s[j][e], factor, -top[e >> 1]));
       sum[e >> 1] += s[j][e];
     }
+    if (kRows == 1) s[j][2] = s[j][3] = 0.0f;
   }
+  share[1] = 0.0f;
   SWIN_FAST_UNROLL
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     sum[i] += shuffle_xor(sum[i], 1);
     sum[i] += shuffle_xor(sum[i], 2);
     share[i] = sum[i] == 0.0f ? 0.0f : reciprocal_approx(sum[i]);

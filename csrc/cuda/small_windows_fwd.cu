@@ -14,7 +14,7 @@ size_t SmallWindowsFwd<T>::scratch_bytes(const WindowAttentionFwdParams&, const 
 template <class T>
 void SmallWindowsFwd<T>::launch(const WindowAttentionFwdParams& problem, const Gpu& gpu, void*) {
   const Launcher launcher{"small_windows_fwd", gpu};
-  with_window<7, 8>(problem, [&](auto window) {
+  const auto run = [&](auto window) {
     with_constant(problem.logit_scale != nullptr, [&](auto cosine) {
       with_constant(aligned(problem), [&](auto chunks) {
         constexpr int kWindow = decltype(window)::value;
@@ -23,7 +23,12 @@ void SmallWindowsFwd<T>::launch(const WindowAttentionFwdParams& problem, const G
                  32 * p.heads * p.windows, SmallFwdSizes<kWindow>::shared_bytes(p.heads, p.windows), p);
       });
     });
-  });
+  };
+  if (divides_by_scale(problem)) {
+    with_window<7, 8>(problem, run);
+  } else {
+    run(std::integral_constant<int, 0>{});
+  }
 }
 
 template struct SmallWindowsFwd<SWIN_FAST_ELEMENT>;

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <type_traits>
 
 #include "small_windows.h"
@@ -16,15 +18,46 @@ namespace swin_fast::cuda {
 struct SmallFwdParams {
   WindowAttentionFwdParams problem;
   Windows all;
-  int32_t stride_y, stride_x;  // of qkv
-  int64_t image_size;          // elements of out
-  int32_t heads = 1;           // of a block: they divide nH
-  int32_t windows = 1;         // that a block has in work at a time; a warp for each of them and each head
-  int32_t groups = 1;          // of heads: nH / heads
-  int32_t blocks = 1;          // of each group
+  uint32_t stride_y, stride_x;           // of qkv, in bytes
+  int64_t image_bytes;                   // of out
+  uint32_t row_bytes;                    // of out: of all heads of a pixel
+  int32_t heads = 1;                     // of a block: they divide nH
+  int32_t windows = 1;                   // that a block has in work at a time; a warp for each of them and each head
+  int32_t groups = 1;                    // of heads: nH / heads
+  int32_t blocks = 1;                    // of each group, all of which run at the same time
+  int64_t slots = 1;                     // window i goes to place i % slots of the blocks * windows places of a group
+  Windows::Place step = {};              // from there to the next window of the place
+  int32_t border_y = -1, border_x = -1;  // the windows of each axis that have a border, or -1
+  bool padded = false;                   // whether some window has padding
 };
 
+// Warps of a block at most, of which a multiprocessor has one: three for each scheduler, with 168 registers a thread,
+// where those are enough. On an H200 a warp waits some four cycles between two instructions.
+template <int kWindow>
+constexpr int kSmallFwdWarps = kWindow == 0 ? 8 : 12;
+
 constexpr int kZeroBytes = 2 * kRowBytes;  // a row pair of zeros, which stands for all rows that do not exist
+
+// Whether scores may be kept divided by the scale, so that products start from the bias and the exponentials multiply:
+// 112 instructions of a warp less. Otherwise the instance for any window takes the problem.
+inline bool divides_by_scale(const WindowAttentionParams& p) {
+  return p.logit_scale != nullptr || (p.scale > 0x1p-60f && p.scale < 0x1p60f);
+}
+
+// Where the row of a token lies, counted from where the window begins.
+struct alignas(16) TokenPlace {
+  int64_t from;   // bytes of qkv
+  int32_t pixel;  // of out, or kPadding
+  int32_t unused;
+};
+
+// Only the last two windows of an axis can have padding, or pixels of both ends of the image. All others are of one
+// kind, and begin at their first pixel; those begin at that of the image.
+constexpr int kAxisKinds = 3;
+SWIN_FAST_HOST_DEVICE inline int32_t kind_of(const WindowAxis& axis, int32_t window) {
+  const int32_t kind = window - (static_cast<int32_t>(axis.num_windows) - kAxisKinds);
+  return kind > 0 ? kind : 0;
+}
 
 template <int kWindow>
 struct SmallFwdSizes : SmallSizes<kWindow> {
@@ -32,120 +65,266 @@ struct SmallFwdSizes : SmallSizes<kWindow> {
   // k, v, q, and the q of the next window. An even number of rows each, or the rows of zeros were in others' banks.
   static constexpr int kTileBytes = (Sizes::kTokens + 1) / 2 * 2 * kRowBytes;
   static constexpr int kWarpBytes = 4 * kTileBytes;
+  static constexpr int kKindBytes = Sizes::kTokens * static_cast<int>(sizeof(TokenPlace));
+  static constexpr int kPlaceBytes = (kAxisKinds * kAxisKinds * kKindBytes + 127) / 128 * 128;
+  static constexpr int kCutBytes = 32 * 8;
   static constexpr size_t shared_bytes(int heads, int windows) {
-    return kZeroBytes + size_t{4} * Sizes::kBiasFloats * heads + size_t{kWarpBytes} * heads * windows;
+    return size_t{kZeroBytes + kPlaceBytes + kCutBytes} + size_t{4} * Sizes::kBiasFloats * heads +
+           size_t{kWarpBytes} * heads * windows;
   }
 };
 
 // How the work of a problem is cut for a GPU of so many multiprocessors with room for so much shared memory a block.
-// Siblings of a window share a block, for their rows share cache lines; at most 8 warps, for that many registers
-// there are.
+// Siblings of a window share a block where that leaves no warp out, for their rows share cache lines.
 template <int kWindow>
 SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multiprocessors, size_t shared_memory) {
-  SmallFwdParams p{problem, Windows(problem), static_cast<int32_t>(problem.qkv_stride[1]),
-                   static_cast<int32_t>(problem.qkv_stride[2]), problem.H * problem.W * problem.nH * kHeadDim};
-  for (p.heads = std::min(4, problem.nH); problem.nH % p.heads != 0; --p.heads) {
+  SmallFwdParams p{problem,
+                   Windows(problem),
+                   static_cast<uint32_t>(2 * problem.qkv_stride[1]),
+                   static_cast<uint32_t>(2 * problem.qkv_stride[2]),
+                   problem.H * problem.W * problem.nH * kRowBytes,
+                   static_cast<uint32_t>(problem.nH * kRowBytes)};
+  const auto border = [](const WindowAxis& axis) {
+    return axis.shift == 0 ? -1 : static_cast<int32_t>(axis.num_windows) - 1;
+  };
+  p.border_y = border(p.all.y);
+  p.border_x = border(p.all.x);
+  p.padded = p.all.y.padded_size != p.all.y.size || p.all.x.padded_size != p.all.x.size;
+  int most = 0;
+  for (int heads = std::min(4, problem.nH); heads >= 1; --heads) {
+    if (problem.nH % heads != 0) continue;
+    int windows = std::max(1, kSmallFwdWarps<kWindow> / heads);
+    while (windows > 1 && SmallFwdSizes<kWindow>::shared_bytes(heads, windows) > shared_memory) --windows;
+    if (heads * windows <= most || SmallFwdSizes<kWindow>::shared_bytes(heads, windows) > shared_memory) continue;
+    most = heads * windows;
+    p.heads = heads;
+    p.windows = windows;
   }
-  while (p.heads > 1 && SmallFwdSizes<kWindow>::shared_bytes(p.heads, 1) > shared_memory) {
-    do --p.heads;
-    while (problem.nH % p.heads != 0);
-  }
-  p.windows = std::max(1, 8 / p.heads);
-  while (p.windows > 1 && SmallFwdSizes<kWindow>::shared_bytes(p.heads, p.windows) > shared_memory) --p.windows;
   p.groups = problem.nH / p.heads;
-  const int64_t wanted = ceil_div(p.all.of_all, p.windows);
-  p.blocks = static_cast<int32_t>(std::min(wanted, std::max(int64_t{1}, ceil_div(multiprocessors, p.groups))));
+  // All blocks run at the same time, and few windows are spread over them.
+  const int64_t room = std::max(1, multiprocessors / p.groups);
+  p.windows = static_cast<int32_t>(std::min(int64_t{p.windows}, std::max(int64_t{1}, ceil_div(p.all.of_all, room))));
+  p.blocks = static_cast<int32_t>(std::min(room, ceil_div(p.all.of_all, p.windows)));
+  p.slots = int64_t{p.blocks} * p.windows;
+  // Windows with a border take longer, and are the last of each axis. A step that leaves neither axis where it was
+  // gives each slot its share of them; for that, at most one slot in 16 has nothing to do.
+  const int64_t x = p.all.x.num_windows, y = p.all.y.num_windows;
+  for (int64_t slots = p.slots; slots < p.all.of_all && 16 * slots > 15 * p.slots; --slots) {
+    if (std::gcd(slots % x, x) == 1 && std::gcd(slots / x % y, y) == 1) {
+      p.slots = slots;
+      break;
+    }
+  }
+  p.step = p.all.place(p.slots);
   return p;
 }
 
-// A warp's place: its window, head and rows in shared memory.
+// Which tokens of a lane lie behind the border of a window's axis: those keys whose scores it holds in accumulators,
+// bit 2 * j + i the key i of the two that it has in tile j of 8; and, from bit 16 on, its queries.
+struct alignas(8) Cut {
+  uint32_t rows, columns;
+
+  template <int kWindow>
+  SWIN_FAST_DEVICE static Cut make(const SmallFwdParams& p, int lane) {
+    const SmallGrid<kWindow> grid(p.problem);
+    const int row = p.all.y.window - p.all.y.shift, column = p.all.x.window - p.all.x.shift;
+    Cut cut = {0, 0};
+    for (int i = 0; i < 2 * SmallSizes<kWindow>::kKeyTiles + 2 * SmallSizes<kWindow>::kRowTiles; ++i) {
+      const int query = i - 2 * SmallSizes<kWindow>::kKeyTiles;
+      const int token = query < 0 ? (i >> 1) * 8 + (lane & 3) * 2 + (i & 1) : query * 8 + (lane >> 2);
+      const int bit = query < 0 ? i : 16 + query;
+      cut.rows |= static_cast<uint32_t>(grid.row(token) >= row) << bit;
+      cut.columns |= static_cast<uint32_t>(grid.column(token) >= column) << bit;
+    }
+    return cut;
+  }
+
+  // The keys that are apart from query 8 * query + lane / 4, as is_apart() takes them.
+  SWIN_FAST_DEVICE uint32_t apart_from(int query) const {
+    const auto behind = [query](uint32_t cut) { return static_cast<int32_t>(cut << (15 - query)) >> 31; };
+    return (rows ^ static_cast<uint32_t>(behind(rows))) | (columns ^ static_cast<uint32_t>(behind(columns)));
+  }
+};
+
+// A bias or mask over the scale; finite where it was.
+SWIN_FAST_DEVICE float divided(float value, float inverse_scale) {
+  const float quotient = value * inverse_scale;
+  constexpr float kMost = 3.4028234e38f;
+  return fabsf(value) <= kMost ? fminf(fmaxf(quotient, -kMost), kMost) : quotient;
+}
+
+// A warp's place: its head, its rows in shared memory, and the places of tokens of all kinds of windows there.
 template <class T, int kWindow>
 struct SmallWarp {
   using Sizes = SmallFwdSizes<kWindow>;
+  static constexpr int kSteps = (Sizes::kTokens + 7) / 8;
   const SmallFwdParams& p;
   int lane, head, tokens;
-  SmallGrid<kWindow> grid;
-  char* zeros;
+  char *zeros, *places;
   char* rows[4];  // k, v, q and the other q
 
-  SWIN_FAST_DEVICE SmallWarp(const SmallFwdParams& params, int lane_, int head_, char* zeros_, char* memory)
-      : p(params), lane(lane_), head(head_), tokens(params.problem.window_area()), grid(params.problem), zeros(zeros_) {
+  SWIN_FAST_DEVICE SmallWarp(const SmallFwdParams& params, int lane_, int head_, char* zeros_, char* places_,
+                             char* memory)
+      : p(params),
+        lane(lane_),
+        head(head_),
+        tokens(kWindow == 0 ? params.problem.window_area() : Sizes::kTokens),
+        zeros(zeros_),
+        places(places_) {
     for (int i = 0; i < 4; ++i) rows[i] = memory + i * Sizes::kTileBytes;
   }
 
-  SWIN_FAST_DEVICE int count() const { return kWindow == 0 ? tokens : Sizes::kTokens; }
   SWIN_FAST_DEVICE char* at(char* base, int row, int chunk) const {
-    return row < count() ? base + row * kRowBytes + swizzled(row, chunk)
-                         : zeros + (row & 1) * kRowBytes + swizzled(row, chunk);
+    return row < tokens ? base + row * kRowBytes + swizzled(row, chunk)
+                        : zeros + (row & 1) * kRowBytes + swizzled(row, chunk);
+  }
+  // Where this lane moves 16 bytes of each eighth row.
+  SWIN_FAST_DEVICE int first() const { return lane >> 2; }
+  SWIN_FAST_DEVICE int first_bytes() const { return first() * kRowBytes + swizzled(first(), lane & 3); }
+
+  // The place of its first token in a window, and the pixel that the window begins at.
+  SWIN_FAST_DEVICE const char* first_place(const Windows::Place& window, Pixel* begin) const {
+    const int kind_y = kind_of(p.all.y, window.y), kind_x = kind_of(p.all.x, window.x);
+    *begin = {kind_y == 0 ? window.y * p.all.y.window : 0, kind_x == 0 ? window.x * p.all.x.window : 0};
+    return places + (kind_y * kAxisKinds + kind_x) * Sizes::kKindBytes + first() * static_cast<int>(sizeof(TokenPlace));
   }
 
-  // Rows of one window on their way into shared memory.
+  // Rows of one window on their way into shared memory. Padding takes its row of pad_value; a padded query is zero.
   template <bool kAligned>
   SWIN_FAST_DEVICE void fetch(const Windows::Place& window, char* q_rows) const {
-    const int first = lane >> 2, at = first * kRowBytes + swizzled(first, lane & 3);
-    const QkvRows source(p.problem, window.b, head, lane & 3);
-    char* const target[3] = {q_rows + at, rows[0] + at, rows[1] + at};
-    const auto bring = [&](int step, int y, int x, bool real) {
-      const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
+    const WindowAttentionFwdParams& problem = p.problem;
+    char* const target[3] = {q_rows + first_bytes(), rows[0] + first_bytes(), rows[1] + first_bytes()};
+    Pixel begin;
+    const char* const place = first_place(window, &begin);
+    const char* const source = static_cast<const char*>(problem.qkv) + 2 * (window.b * problem.qkv_stride[0]) +
+                               2 * (head * problem.qkv_stride[4]) +
+                               uint64_t{p.stride_y} * static_cast<uint32_t>(begin.y) +
+                               uint64_t{p.stride_x} * static_cast<uint32_t>(begin.x) + (lane & 3) * 16;
+    const int64_t stride = 2 * problem.qkv_stride[3];
+    const auto bring = [&](auto may_be_padding) {
+      TokenPlace token[kSteps];
       SWIN_FAST_UNROLL
-      for (int which = 0; which < 3; ++which) {
-        source.fetch<kAligned>(which, target[which] + step * 8 * kRowBytes, real, offset);
+      for (int i = 0; i < kSteps; ++i) {
+        if (first() + 8 * i < tokens) token[i] = load_shared<TokenPlace>(place + i * 8 * sizeof(TokenPlace));
+      }
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < kSteps; ++i) {
+        if (first() + 8 * i >= tokens) continue;
+        const bool real = !decltype(may_be_padding)::value || token[i].pixel >= 0;
+        const char* from = source + token[i].from;
+        SWIN_FAST_UNROLL
+        for (int which = 0; which < 3; ++which) {
+          const auto* row = reinterpret_cast<const uint16_t*>(from);
+          if (!real) row = static_cast<const uint16_t*>(problem.pad_value);
+          const bool valid = real || (which > 0 && row != nullptr);
+          if (!real && valid) row += (which * problem.nH + head) * kHeadDim + (lane & 3) * 8;
+          fetch_chunk<kAligned>(target[which] + i * 8 * kRowBytes,
+                                valid ? row : static_cast<const uint16_t*>(problem.qkv), valid);
+          from += stride;
+        }
       }
     };
-    grid.template visit<(Sizes::kTokens + 7) / 8, kAligned>(p.all, window, first, count(), bring);
+    if (p.padded) {
+      bring(std::true_type{});
+    } else {
+      bring(std::false_type{});
+    }
     copy_async_commit();
   }
 
   // Results, in place of the queries, to their pixels.
   SWIN_FAST_DEVICE void store(const Windows::Place& window, const char* results) const {
-    const int first = lane >> 2, at = first * kRowBytes + swizzled(first, lane & 3);
     const WindowAttentionFwdParams& problem = p.problem;
-    const int32_t row_size = problem.nH * kHeadDim;
-    auto* const out = static_cast<uint16_t*>(problem.out) + window.b * p.image_size + head * kHeadDim + (lane & 3) * 8;
-    const auto bring = [&](int step, int y, int x, bool real) {
-      if (!real) return;
-      const int64_t pixel = y * static_cast<int32_t>(problem.W) + x;
-      store_global(out + pixel * row_size, load_shared<UInt4>(results + at + step * 8 * kRowBytes));
-    };
-    grid.template visit<(Sizes::kTokens + 7) / 8, (kWindow != 0)>(p.all, window, first, count(), bring);
+    Pixel begin;
+    const char* const place = first_place(window, &begin) + offsetof(TokenPlace, pixel);
+    const auto first_pixel = static_cast<uint32_t>(begin.y * static_cast<int32_t>(problem.W) + begin.x);
+    char* const out = static_cast<char*>(problem.out) + window.b * p.image_bytes + uint64_t{p.row_bytes} * first_pixel +
+                      (head * kRowBytes + (lane & 3) * 16);
+    int32_t pixel[kSteps];
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < kSteps; ++i) {
+      pixel[i] = kPadding;
+      if (first() + 8 * i < tokens) pixel[i] = load_shared<int32_t>(place + i * 8 * sizeof(TokenPlace));
+    }
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < kSteps; ++i) {
+      if (pixel[i] < 0) continue;
+      store_global(out + uint64_t{p.row_bytes} * static_cast<uint32_t>(pixel[i]),
+                   load_shared<UInt4>(results + first_bytes() + i * 8 * kRowBytes));
+    }
   }
 };
 
+// The places of tokens in all kinds of windows, by the whole block; a barrier has to follow.
+template <int kWindow>
+SWIN_FAST_DEVICE void list_places(const SmallFwdParams& p, char* places) {
+  using Sizes = SmallFwdSizes<kWindow>;
+  const WindowAttentionFwdParams& problem = p.problem;
+  const SmallGrid<kWindow> grid(problem);
+  const auto on_axis = [](const WindowAxis& axis, int kind, int token) {
+    const auto windows = static_cast<int32_t>(axis.num_windows);
+    const int32_t window = kind == 0 ? 0 : windows - kAxisKinds + kind;
+    if (window < 0) return int32_t{kPadding};  // fewer windows than kinds: the last are in use
+    return kind == 0 ? token + static_cast<int32_t>(axis.roll) : axis.pixel<int32_t>(window * axis.window + token);
+  };
+  const int tokens = problem.window_area();
+  for (int i = threadIdx.x; i < kAxisKinds * kAxisKinds * Sizes::kTokens; i += blockDim.x) {
+    const int kind = i / Sizes::kTokens, token = i - kind * Sizes::kTokens;
+    if (token >= tokens) continue;
+    const int y = on_axis(p.all.y, kind / kAxisKinds, grid.row(token));
+    const int x = on_axis(p.all.x, kind % kAxisKinds, grid.column(token));
+    TokenPlace place = {0, kPadding, 0};
+    if (y >= 0 && x >= 0) {
+      place.from = 2 * (y * problem.qkv_stride[1] + x * problem.qkv_stride[2]);
+      place.pixel = y * static_cast<int32_t>(problem.W) + x;
+    }
+    store_shared(places + i * sizeof(TokenPlace), place);
+  }
+}
+
 // Computes: out of windows of up to 64 tokens.
 // Grid:     groups * blocks, groups fastest: heads of a window run at the same time. A warp has one head, whose bias
-//           lies in shared memory as the fragments of its accumulators, and every blocks * windows-th window; while it
-//           computes one, the rows of its next are on their way.
+//           lies in shared memory as the fragments of its accumulators, and every slots-th window; while it computes
+//           one, the rows of its next are on their way.
 // Memory:   reads 3 and writes 1 rows of 64 bytes for each token and head, 16 bytes at a time.
 // Numerics: products in the input dtype with float32 accumulators; scores, softmax and its sum in float32;
-//           probabilities rounded for the product with v, which is divided by the sum. Nothing depends on blocks or
-//           windows. sm_90, N = 49: 1,475 warp instructions a window and head without a border, of the 2,703 that an
-//           H200 has time for while its memory moves the rows. Not yet run on a GPU.
+//           probabilities rounded for the product with v, which is divided by the sum. Nothing depends on blocks,
+//           windows or slots.
 // Source:   written for this project; fragments as in the PTX manual, mma.m16n8k16.
 template <class T, int kWindow, bool kCosine, bool kAligned>
-__global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p) {
+__global__ void __launch_bounds__(32 * kSmallFwdWarps<kWindow>) small_windows_fwd(const SmallFwdParams p) {
   using Sizes = SmallFwdSizes<kWindow>;
   const WindowAttentionFwdParams& problem = p.problem;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int group = blockIdx.x % p.groups;
   const int head_slot = warp % p.heads, window_slot = warp / p.heads;
   char* const zeros = shared_memory();
-  char* const fragments = zeros + kZeroBytes;
+  char* const places = zeros + kZeroBytes;
+  char* const cuts = places + Sizes::kPlaceBytes;
+  char* const fragments = cuts + Sizes::kCutBytes;
   char* const warps = fragments + size_t{4} * Sizes::kBiasFloats * p.heads;
-  SmallWarp<T, kWindow> self(p, lane, group * p.heads + head_slot, zeros, warps + warp * Sizes::kWarpBytes);
-  const int tokens = self.count();
-
-  const int64_t stride = int64_t{p.blocks} * p.windows;
-  const int64_t window = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
-  auto left = static_cast<int32_t>(window < p.all.of_all ? ceil_div(p.all.of_all - window, stride) : 0);
-  const Windows::Place step = p.all.place(stride);
-  Windows::Place place, next = p.all.place(window);
-  if (left > 0) self.template fetch<kAligned>(next, self.rows[2]);
+  SmallWarp<T, kWindow> self(p, lane, group * p.heads + head_slot, zeros, places, warps + warp * Sizes::kWarpBytes);
+  const int tokens = self.tokens;
 
   for (int i = threadIdx.x; i < kZeroBytes / 4; i += blockDim.x) store_shared(zeros + 4 * i, uint32_t{0});
-  load_bias_fragments<kWindow>(problem, group * p.heads, p.heads, fragments);
+  list_places<kWindow>(p, places);
+  if (warp == 0) store_shared(cuts + 8 * lane, Cut::make<kWindow>(p, lane));
+  sync_threads();
+
+  const int64_t slot = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
+  const bool has_work = slot < p.slots && slot < p.all.of_all;
+  auto left = static_cast<int32_t>(has_work ? ceil_div(p.all.of_all - slot, p.slots) : 0);
+  Windows::Place place, next = p.all.place(slot);
+  if (left > 0) self.template fetch<kAligned>(next, self.rows[2]);
+  constexpr bool kDivided = kWindow != 0 && !kCosine;
+  const float inverse_scale = 1.0f / problem.scale;
+  load_bias_fragments<kWindow>(problem, group * p.heads, p.heads, fragments,
+                               [&](float bias) { return kDivided ? divided(bias, inverse_scale) : bias; });
   sync_threads();
 
   const float factor = kCosine ? load_global<float>(problem.logit_scale + self.head) : problem.scale;
+  const float in_exponent = kDivided ? problem.scale * kLog2E : kLog2E;
+  const float masked = kDivided ? divided(problem.mask_value, inverse_scale) : problem.mask_value;
   const char* const bias = fragments + size_t{4} * Sizes::kBiasFloats * head_slot + lane * 16;
   const int quad = lane >> 2, pair = (lane & 3) * 2;
   char *q_rows = self.rows[2], *next_q_rows = self.rows[3];
@@ -181,10 +360,10 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
     }
     sync_warp();  // k, v and the other q may be written now
     place = next;
-    p.all.advance(&next, step);
+    p.all.advance(&next, p.step);
     if (left > 1) self.template fetch<kAligned>(next, next_q_rows);
 
-    const bool border = p.all.has_border(place);
+    const bool border = place.y == p.border_y || place.x == p.border_x;
     float key_inverse[Sizes::kKeyTiles];  // of key lane / 4 of each tile
     if (kCosine) {
       SWIN_FAST_UNROLL
@@ -195,7 +374,12 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
     }
     const auto attend = [&](auto has_border) {
       constexpr bool kBorder = decltype(has_border)::value;
-      const Border<kWindow> cut(self.grid, p.all.border_row(place), p.all.border_column(place), pair);
+      Cut cut = {0, 0};
+      if (kBorder) {
+        cut = load_shared<Cut>(cuts + 8 * lane);
+        if (place.y != p.border_y) cut.rows = 0;
+        if (place.x != p.border_x) cut.columns = 0;
+      }
       SWIN_FAST_UNROLL
       for (int tile = 0; tile < Sizes::kRowTiles; ++tile) {
         uint32_t q[2][4];
@@ -212,15 +396,16 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
           }
         }
         const int row[2] = {tile * 16 + quad, tile * 16 + quad + 8};
-        const uint32_t apart[2] = {kBorder ? cut.apart_from(row[0]) : 0, kBorder ? cut.apart_from(row[1]) : 0};
+        const uint32_t apart[2] = {cut.apart_from(2 * tile), cut.apart_from(2 * tile + 1)};
         float s[Sizes::kKeyTiles][4];
         SWIN_FAST_UNROLL
         for (int j = 0; j < Sizes::kKeyTiles; ++j) {
-          s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
-          mma_m16n8k16<T>(s[j], q[0], k[j][0][0], k[j][0][1]);
-          mma_m16n8k16<T>(s[j], q[1], k[j][1][0], k[j][1][1]);
           const auto own = load_shared<Float4>(bias + (tile * Sizes::kKeyTiles + j) * 512);
           const float added[4] = {own.x, own.y, own.z, own.w};
+          SWIN_FAST_UNROLL
+          for (int e = 0; e < 4; ++e) s[j][e] = kDivided ? added[e] : 0.0f;
+          mma_m16n8k16<T>(s[j], q[0], k[j][0][0], k[j][0][1]);
+          mma_m16n8k16<T>(s[j], q[1], k[j][1][0], k[j][1][1]);
           float of_key[2] = {1.0f, 1.0f};
           if (kCosine) {
             of_key[0] = shuffle(key_inverse[j], pair * 4);  // anew for each tile of queries: 7 registers, not 14
@@ -229,12 +414,16 @@ __global__ void __launch_bounds__(256) small_windows_fwd(const SmallFwdParams p)
           SWIN_FAST_UNROLL
           for (int e = 0; e < 4; ++e) {
             if (kCosine) s[j][e] *= of_key[e & 1];
-            s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
-            if (kBorder && is_apart(apart[e >> 1], j, e)) s[j][e] += problem.mask_value;
+            if (!kDivided) s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
+            if (kBorder && is_apart(apart[e >> 1], j, e)) s[j][e] += masked;
           }
         }
         float share[2];
-        exponentials(s, pair, tokens, share);
+        if (tile * 16 + 8 < Sizes::kTokens) {
+          exponentials<2>(s, pair, tokens, share, in_exponent);
+        } else {
+          exponentials<1>(s, pair, tokens, share, in_exponent);
+        }
         uint32_t probabilities[Sizes::kKeySteps][4];
         SWIN_FAST_UNROLL
         for (int i = 0; i < 4 * Sizes::kKeySteps; ++i) {

@@ -37,7 +37,7 @@ struct Windows {
   struct Place {
     int32_t b, y, x;
   };
-  SWIN_FAST_DEVICE Place place(int64_t window) const {
+  SWIN_FAST_HOST_DEVICE Place place(int64_t window) const {
     const int64_t b = window / of_image;
     const auto in_image = static_cast<int32_t>(window - b * of_image);
     const int32_t along_y = in_image / static_cast<int32_t>(x.num_windows);

@@ -21,9 +21,15 @@ void launch(const swin_fast::WindowAttentionFwdParams& problem, const Schedule& 
 
 void small_windows(const swin_fast::WindowAttentionFwdParams& p, bool aligned, const Schedule& schedule) {
   with_element(p.dtype, [&](auto element) {
-    with_small_instance(p, aligned, [&](auto window, auto cosine, auto chunks) {
+    const auto run = [&](auto window, auto cosine, auto chunks) {
       launch<decltype(element), window(), cosine(), chunks()>(p, schedule);
-    });
+    };
+    if (swin_fast::cuda::divides_by_scale(p)) {
+      with_small_instance(p, aligned, run);
+    } else {
+      swin_fast::cuda::with_constant(
+          aligned, [&](auto chunks) { run(std::integral_constant<int, 0>{}, std::false_type{}, chunks); });
+    }
   });
 }
 
@@ -32,6 +38,21 @@ size_t test_all(bool quick) {
                                                      [](const Problem& p) { return p.hd == 32 && p.area() <= 64; });
   uint64_t seed = 1;
   for (const Problem& problem : problems) test_forward(small_windows, problem, seed++);
+  // More windows than places, of which one has nothing to do: the next window of a place is of another row and image.
+  Problem many;
+  many.B = 7;
+  many.H = 21;
+  many.W = 14;
+  many.sh = many.sw = 3;
+  many.dtype = ScalarType::kBFloat16;
+  test_forward(small_windows, many, seed++);
+  Problem turned;  // a scale that nothing can be divided by
+  turned.bias_form = BiasForm::kRelative;
+  turned.scale = -0.25f;
+  turned.dtype = ScalarType::kBFloat16;
+  test_forward(small_windows, turned, seed++);
+  turned.scale = 0.0f;
+  test_forward(small_windows, turned, seed++);
   Problem dead;
   dead.dtype = ScalarType::kBFloat16;
   dead.bias_form = BiasForm::kDense;
