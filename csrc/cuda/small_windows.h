@@ -102,45 +102,6 @@ struct QkvRows {
   }
 };
 
-// The bias of some heads into shared memory, in the order of accumulators: for each head, tile of 16 queries and tile
-// of 8 keys four floats a lane. Zeros where there is no such token. By the whole block; a barrier has to follow. A
-// thread has 16 loads under way: one at a time, they took a tenth of a short call on an H200. change(value) is kept.
-template <int kWindow, class Change>
-SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, int first_head, int heads,
-                                          char* fragments, const Change& change) {
-  using Sizes = SmallSizes<kWindow>;
-  constexpr int kOfHead = Sizes::kBiasFloats / 4, kAtOnce = 4;
-  const int tokens = problem.window_area(), columns = SmallGrid<kWindow>(problem).columns, all = heads * kOfHead;
-  for (int first = threadIdx.x; first < all; first += kAtOnce * blockDim.x) {
-    float four[kAtOnce][4];
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int place = first + i * blockDim.x, head = place / kOfHead, of_head = place - head * kOfHead;
-      const int tile = of_head / 32, of_lane = of_head % 32;
-      SWIN_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        const int row = tile / Sizes::kKeyTiles * 16 + of_lane / 4 + (e & 2) * 4;
-        const int key = tile % Sizes::kKeyTiles * 8 + of_lane % 4 * 2 + (e & 1);
-        const bool exists = place < all && row < tokens && key < tokens;
-        four[i][e] = exists ? bias_of(problem, first_head + head, row, key, columns) : 0.0f;
-      }
-    }
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int place = first + i * blockDim.x;
-      if (place < all)
-        store_shared(fragments + 16 * place,
-                     Float4{change(four[i][0]), change(four[i][1]), change(four[i][2]), change(four[i][3])});
-    }
-  }
-}
-
-template <int kWindow>
-SWIN_FAST_DEVICE void load_bias_fragments(const WindowAttentionParams& problem, int first_head, int heads,
-                                          char* fragments) {
-  load_bias_fragments<kWindow>(problem, first_head, heads, fragments, [](float bias) { return bias; });
-}
-
 // Where a window is cut into shift regions: which keys of a lane, of those whose scores it holds in accumulators, lie
 // in another one than a query. Bit 2 * j + i is key i of the two that it has in tile j of 8.
 template <int kWindow>

@@ -20,7 +20,7 @@ void SmallWindowsFwd<T>::launch(const WindowAttentionFwdParams& problem, const G
         constexpr int kWindow = decltype(window)::value;
         const SmallFwdParams p = cut_small_fwd<kWindow>(problem, gpu.multiprocessors, gpu.shared_memory);
         launcher(small_windows_fwd<T, kWindow, decltype(cosine)::value, decltype(chunks)::value>, p.groups * p.blocks,
-                 32 * p.heads * p.windows, SmallFwdSizes<kWindow>::shared_bytes(p.heads, p.windows), p);
+                 32 * kSmallFwdWarps<kWindow>, SmallFwdSizes<kWindow>::shared_bytes(p.heads, p.windows), p);
       });
     });
   };

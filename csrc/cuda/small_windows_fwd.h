@@ -31,7 +31,7 @@ struct SmallFwdParams {
   bool padded = false;                   // whether some window has padding
 };
 
-// Warps of a block at most, of which a multiprocessor has one: three for each scheduler, with 168 registers a thread,
+// Warps of a block, of which a multiprocessor has one: three for each scheduler, with 168 registers a thread,
 // where those are enough. On an H200 a warp waits some four cycles between two instructions.
 template <int kWindow>
 constexpr int kSmallFwdWarps = kWindow == 0 ? 8 : 12;
@@ -282,6 +282,52 @@ SWIN_FAST_DEVICE void list_places(const SmallFwdParams& p, char* places) {
   }
 }
 
+// The relative bias of a block's heads, as it is, into shared memory: head h at table + h * bytes_of_head. By the whole
+// block; a barrier has to follow.
+SWIN_FAST_DEVICE void load_relative_bias(const WindowAttentionParams& problem, int first_head, int heads, char* table,
+                                         int bytes_of_head) {
+  if (problem.bias_form != BiasForm::kRelative) return;
+  const int entries = (2 * problem.window_size[0] - 1) * (2 * problem.window_size[1] - 1);
+  for (int head = 0; head < heads; ++head) {
+    for (int i = threadIdx.x; i < entries; i += blockDim.x) {
+      store_shared(table + head * bytes_of_head + 4 * i,
+                   load_global<float>(problem.bias + int64_t{first_head + head} * entries + i));
+    }
+  }
+}
+
+// The bias of a block's heads as change(value), in the order of accumulators: for each head, tile of 16 queries and tile
+// of 8 keys four floats a lane. Zeros where there is no such token. By the whole block, behind load_relative_bias and a
+// barrier; a barrier has to follow. Read from global memory one by one, a relative bias had taken 15 us of a small call.
+template <int kWindow, class Change>
+SWIN_FAST_DEVICE void make_bias_fragments(const WindowAttentionParams& problem, int first_head, int heads,
+                                          const char* table, int bytes_of_head, char* fragments, const Change& change) {
+  using Sizes = SmallSizes<kWindow>;
+  constexpr int kTiles = Sizes::kRowTiles * Sizes::kKeyTiles;
+  const SmallGrid<kWindow> grid(problem);
+  const int tokens = problem.window_area(), lane = threadIdx.x & 31, of_row = 2 * grid.columns - 1;
+  const int center = (problem.window_size[0] - 1) * of_row + grid.columns - 1;
+  for (int i = threadIdx.x >> 5; i < heads * kTiles; i += blockDim.x >> 5) {
+    const int head = i / kTiles, tile = i - head * kTiles;
+    const int row = tile / Sizes::kKeyTiles * 16 + (lane >> 2), key = tile % Sizes::kKeyTiles * 8 + (lane & 3) * 2;
+    float four[4];
+    SWIN_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      const int q = row + (e & 2) * 4, k = key + (e & 1);
+      four[e] = 0.0f;
+      if (q >= tokens || k >= tokens) continue;
+      if (problem.bias_form == BiasForm::kDense) {
+        four[e] = load_global<float>(problem.bias + (int64_t{first_head + head} * tokens + q) * tokens + k);
+      } else if (problem.bias_form == BiasForm::kRelative) {
+        const int entry = (grid.row(q) - grid.row(k)) * of_row + grid.column(q) - grid.column(k) + center;
+        four[e] = load_shared<float>(table + head * bytes_of_head + 4 * entry);
+      }
+    }
+    store_shared(fragments + (i * 32 + lane) * 16,
+                 Float4{change(four[0]), change(four[1]), change(four[2]), change(four[3])});
+  }
+}
+
 // Computes: out of windows of up to 64 tokens.
 // Grid:     groups * blocks, groups fastest: heads of a window run at the same time. A warp has one head, whose bias
 //           lies in shared memory as the fragments of its accumulators, and every slots-th window; while it computes
@@ -306,19 +352,22 @@ __global__ void __launch_bounds__(32 * kSmallFwdWarps<kWindow>) small_windows_fw
   SmallWarp<T, kWindow> self(p, lane, group * p.heads + head_slot, zeros, places, warps + warp * Sizes::kWarpBytes);
   const int tokens = self.tokens;
 
+  // The table lies where the second q of each head's first warp will.
+  char* const table = warps + 3 * Sizes::kTileBytes;
+  load_relative_bias(problem, group * p.heads, p.heads, table, Sizes::kWarpBytes);
   for (int i = threadIdx.x; i < kZeroBytes / 4; i += blockDim.x) store_shared(zeros + 4 * i, uint32_t{0});
   list_places<kWindow>(p, places);
   if (warp == 0) store_shared(cuts + 8 * lane, Cut::make<kWindow>(p, lane));
   sync_threads();
 
-  const int64_t slot = static_cast<int64_t>(blockIdx.x / p.groups) * p.windows + window_slot;
-  const bool has_work = slot < p.slots && slot < p.all.of_all;
+  const int64_t slot = static_cast<int64_t>(window_slot) * p.blocks + blockIdx.x / p.groups;
+  const bool has_work = window_slot < p.windows && slot < p.slots && slot < p.all.of_all;
   auto left = static_cast<int32_t>(has_work ? ceil_div(p.all.of_all - slot, p.slots) : 0);
   Windows::Place place, next = p.all.place(slot);
   if (left > 0) self.template fetch<kAligned>(next, self.rows[2]);
   constexpr bool kDivided = kWindow != 0 && !kCosine;
   const float inverse_scale = 1.0f / problem.scale;
-  load_bias_fragments<kWindow>(problem, group * p.heads, p.heads, fragments,
+  make_bias_fragments<kWindow>(problem, group * p.heads, p.heads, table, Sizes::kWarpBytes, fragments,
                                [&](float bias) { return kDivided ? divided(bias, inverse_scale) : bias; });
   sync_threads();
 

@@ -14,7 +14,7 @@ void launch(const swin_fast::WindowAttentionFwdParams& problem, const Schedule& 
   using namespace swin_fast::cuda;
   const SmallFwdParams p = cut_small_fwd<kWindow>(problem, schedule.multiprocessors, kSharedMemory);
   judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(p.groups * p.blocks),
-                             static_cast<unsigned>(32 * p.heads * p.windows),
+                             static_cast<unsigned>(32 * kSmallFwdWarps<kWindow>),
                              SmallFwdSizes<kWindow>::shared_bytes(p.heads, p.windows),
                              [&] { small_windows_fwd<T, kWindow, kCosine, kAligned>(p); }));
 }
