@@ -41,6 +41,10 @@ struct alignas(16) Float4 {
   float x, y, z, w;
 };
 
+struct alignas(8) UInt2 {
+  uint32_t x, y;
+};
+
 struct alignas(16) UInt4 {
   uint32_t x, y, z, w;
 };
@@ -254,6 +258,22 @@ SWIN_FAST_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+// The same for a of 16 x 8 and b of 8 x 8: half of the registers of a, and b0.
+template <class T>
+SWIN_FAST_DEVICE void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+  static_assert(is_element<T>, "T is Half16 or BFloat16");
+  if constexpr (is_half<T>) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b0));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b0));
   }
 }
 

@@ -317,6 +317,11 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   });
 }
 
+template <class T>
+void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, CUSIM_SITE) {
+  mma_m16n8k16<T>(d, {a0, a1, 0, 0}, b0, 0, site);  // products of zeros, which change no sum
+}
+
 inline float exp2_approx(float x) {
   cusim::Launch::running->report.counters.functions++;
   return cusim::exp2_model(x, cusim::Launch::running->options.math);
