@@ -152,7 +152,7 @@ struct SmallBwdWarp {
     }
   }
 
-  // The bias of the warp's queries, in the order that `scores` reads it in.
+  // The bias of the warp's queries times log2(e), in the order that `scores` reads it in.
   SWIN_FAST_DEVICE void bring_bias() const {
     const int Wh = problem.window_size[0], Ww = problem.window_size[1];
     const bool relative = problem.bias_form == BiasForm::kRelative;
@@ -166,7 +166,7 @@ struct SmallBwdWarp {
         const int apart = relative_index(grid.row(query), grid.row(key), Wh) * (2 * Ww - 1) +
                           relative_index(grid.column(query), grid.column(key), Ww);
         const bool exists = problem.bias_form != BiasForm::kNone && query < tokens && key < tokens;
-        value[e] = exists ? load_global<float>(from + (relative ? apart : query * tokens + key)) : 0.0f;
+        value[e] = exists ? load_global<float>(from + (relative ? apart : query * tokens + key)) * kLog2E : 0.0f;
       }
       if (j < Sizes::kBiasTiles) {
         const Float4 four = {value[0], value[1], value[2], value[3]};
@@ -178,17 +178,20 @@ struct SmallBwdWarp {
     }
   }
 
-  // From q.k to scores, of the first 8 * kHalves of the warp's queries.
+  // Whether element e of the accumulators of tile j of 8 keys is of none in any lane.
+  static SWIN_FAST_HOST_DEVICE bool is_none(int j, int e) { return kWindow != 0 && j * 8 + (e & 1) >= Sizes::kTokens; }
+
+  // From q.k to scores times log2(e), of the first 8 * kHalves of the warp's queries.
   template <int kHalves>
   SWIN_FAST_DEVICE void scores(int border, float factor, float (&s)[kKeyTiles][4]) const {
-    float of_row[2] = {factor, factor};
+    float of_row[2] = {factor * kLog2E, factor * kLog2E};
     if (kCosine) {
       SWIN_FAST_UNROLL
       for (int i = 0; i < kHalves; ++i) of_row[i] *= left_of(inverse_of(0, token(i)));
     }
     SWIN_FAST_UNROLL
     for (int j = 0; j < kKeyTiles; ++j) {
-      float added[4];
+      float added[4] = {};
       if (j < Sizes::kBiasTiles) {
         const auto of_bias = load_shared<Float4>(memory + own_bias + j * Sizes::kBiasTileBytes);
         added[0] = of_bias.x;
@@ -199,16 +202,19 @@ struct SmallBwdWarp {
         SWIN_FAST_UNROLL
         for (int i = 0; i < kHalves; ++i) {
           added[2 * i] = load_shared<float>(memory + Sizes::kBiasOfLast + token(i) * 4);
-          added[2 * i + 1] = 0.0f;
         }
       }
+      Float2 of_key = {1.0f, 1.0f};
       if (kCosine) {
-        const auto of_key = load_shared<Float2>(inverses(1) + (j * 8 + pair()) * 4);
-        SWIN_FAST_UNROLL
-        for (int e = 0; e < 2 * kHalves; ++e) s[j][e] *= left_of(e & 1 ? of_key.y : of_key.x);
+        of_key = load_shared<Float2>(inverses(1) + (j * 8 + pair()) * 4);
+        of_key = {left_of(of_key.x), left_of(of_key.y)};
       }
       SWIN_FAST_UNROLL
-      for (int e = 0; e < 2 * kHalves; ++e) s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
+      for (int e = 0; e < 2 * kHalves; ++e) {
+        if (kCosine) s[j][e] *= e & 1 ? of_key.y : of_key.x;
+        s[j][e] = s[j][e] * of_row[e >> 1] + added[e];
+        if (j * 8 + pair() + (e & 1) >= tokens) s[j][e] = -INFINITY;
+      }
     }
     if (border == 0) return;
     const Border<kWindow> cut(grid, border >> 8, border & 255, pair());
@@ -217,45 +223,48 @@ struct SmallBwdWarp {
     for (int j = 0; j < kKeyTiles; ++j) {
       SWIN_FAST_UNROLL
       for (int e = 0; e < 2 * kHalves; ++e) {
-        if (is_apart(apart[e >> 1], j, e)) s[j][e] += problem.mask_value;
+        if (!is_none(j, e) && is_apart(apart[e >> 1], j, e)) s[j][e] += problem.mask_value * kLog2E;
       }
     }
   }
 
-  // From scores to P, and from dP to dS = P (dP - delta), where delta is the sum of P dP over the row.
+  // Scores relative to the largest one of the row. Where all are -inf they stay so.
   template <int kHalves>
-  SWIN_FAST_DEVICE void probabilities(float (&s)[kKeyTiles][4], float (&d)[kKeyTiles][4]) const {
-    float top[kHalves], sum[kHalves], delta[kHalves];
+  SWIN_FAST_DEVICE void take_off_top(float (&s)[kKeyTiles][4]) const {
     SWIN_FAST_UNROLL
     for (int i = 0; i < kHalves; ++i) {
-      top[i] = -INFINITY;
+      float top = -INFINITY;
+      SWIN_FAST_UNROLL
+      for (int j = 0; j < kKeyTiles; ++j) top = fmaxf(top, fmaxf(s[j][2 * i], s[j][2 * i + 1]));
+      top = fmaxf(top, shuffle_xor(top, 1));
+      top = fmaxf(top, shuffle_xor(top, 2));
+      if (top == -INFINITY) top = 0.0f;
+      SWIN_FAST_UNROLL
+      for (int j = 0; j < kKeyTiles; ++j) {
+        s[j][2 * i] -= top;
+        s[j][2 * i + 1] -= top;
+      }
+    }
+  }
+
+  // 2^score in place of scores; sums of a row over all keys, of those and of their products with dP.
+  template <int kHalves>
+  SWIN_FAST_DEVICE void exponentials_of(float (&s)[kKeyTiles][4], const float (&d)[kKeyTiles][4], float (&sum)[kHalves],
+                                        float (&delta)[kHalves]) const {
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < kHalves; ++i) {
+      sum[i] = delta[i] = 0.0f;
       SWIN_FAST_UNROLL
       for (int j = 0; j < kKeyTiles; ++j) {
         SWIN_FAST_UNROLL
         for (int e = 2 * i; e < 2 * i + 2; ++e) {
-          if (j * 8 + pair() + (e & 1) >= tokens) s[j][e] = -INFINITY;
-          top[i] = fmaxf(top[i], s[j][e]);
+          if (is_none(j, e)) continue;
+          s[j][e] = exp2_approx(s[j][e]);
+          sum[i] += s[j][e];
+          delta[i] += s[j][e] * d[j][e];
         }
       }
     }
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < kHalves; ++i) {
-      top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
-      top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
-      // Rounded, but the same for the whole row, where it cancels: only differences of scores are told apart.
-      top[i] = top[i] == -INFINITY ? 0.0f : top[i] * kLog2E;
-      sum[i] = delta[i] = 0.0f;
-    }
-    SWIN_FAST_UNROLL
-    for (int j = 0; j < kKeyTiles; ++j) {
-      SWIN_FAST_UNROLL
-      for (int e = 0; e < 2 * kHalves; ++e) {
-        s[j][e] = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1]));
-        sum[e >> 1] += s[j][e];
-        delta[e >> 1] += s[j][e] * d[j][e];
-      }
-    }
-    bool dead = false;
     SWIN_FAST_UNROLL
     for (int i = 0; i < kHalves; ++i) {
       SWIN_FAST_UNROLL
@@ -263,27 +272,55 @@ struct SmallBwdWarp {
         sum[i] += shuffle_xor(sum[i], mask);
         delta[i] += shuffle_xor(delta[i], mask);
       }
-      dead = dead || sum[i] == 0.0f;
-      sum[i] = sum[i] == 0.0f ? 0.0f : reciprocal_approx(sum[i]);
-      delta[i] *= sum[i];
     }
-    if (any_lane(dead)) {  // a row of scores that are all -inf has no gradient, even where v is not finite
+  }
+
+  // P and dP of the warp's queries, and delta, the sum of P dP over the row.
+  template <int kHalves>
+  SWIN_FAST_DEVICE void probabilities(int border, float factor, float (&s)[kKeyTiles][4], float (&d)[kKeyTiles][4],
+                                      float (&delta)[kHalves]) const {
+    times_keys(Sizes::kQ, Sizes::kK, s);
+    times_keys(Sizes::kGradOut, Sizes::kV, d);
+    scores<kHalves>(border, factor, s);
+    float sum[kHalves];
+    // Exponentials need no scores relative to the largest one where sums are neither large nor small, which the sums
+    // tell: where one is, the warp computes its scores again. The logits of cosine attention may be 100 and more.
+    bool relative = kCosine;
+    if (!kCosine) {
+      exponentials_of<kHalves>(s, d, sum, delta);
+      bool fits = true;
       SWIN_FAST_UNROLL
       for (int i = 0; i < kHalves; ++i) {
-        if (sum[i] == 0.0f) delta[i] = 0.0f;
+        const bool exists = (kWindow != 0 && kHalves == 2) || token(i) < tokens;
+        if (exists) fits = fits && sum[i] > 1e-12f && sum[i] < 1e18f && fabsf(delta[i]) < 1e36f;
+      }
+      relative = any_lane(!fits);
+      if (relative) {
+        times_keys(Sizes::kQ, Sizes::kK, s);
+        scores<kHalves>(border, factor, s);
+      }
+    }
+    if (relative) {
+      take_off_top<kHalves>(s);
+      exponentials_of<kHalves>(s, d, sum, delta);
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < kHalves; ++i) {
+        if (sum[i] != 0.0f) continue;
+        // All scores of the row are -inf: it has no gradient, even where v is not finite.
+        sum[i] = INFINITY;
+        delta[i] = 0.0f;
         SWIN_FAST_UNROLL
-        for (int j = 0; j < kKeyTiles; ++j) {
-          SWIN_FAST_UNROLL
-          for (int e = 2 * i; e < 2 * i + 2; ++e) d[j][e] = sum[i] == 0.0f ? 0.0f : d[j][e];
-        }
+        for (int j = 0; j < kKeyTiles; ++j) d[j][2 * i] = d[j][2 * i + 1] = 0.0f;
       }
     }
     SWIN_FAST_UNROLL
-    for (int j = 0; j < kKeyTiles; ++j) {
+    for (int i = 0; i < kHalves; ++i) {
+      const float share = reciprocal_approx(sum[i]);
+      delta[i] *= share;
       SWIN_FAST_UNROLL
-      for (int e = 0; e < 2 * kHalves; ++e) {
-        s[j][e] *= sum[e >> 1];
-        d[j][e] = s[j][e] * (d[j][e] - delta[e >> 1]);
+      for (int j = 0; j < kKeyTiles; ++j) {
+        SWIN_FAST_UNROLL
+        for (int e = 2 * i; e < 2 * i + 2; ++e) s[j][e] = is_none(j, e) ? 0.0f : s[j][e] * share;
       }
     }
   }
@@ -401,10 +438,15 @@ struct SmallBwdWarp {
   SWIN_FAST_DEVICE void of_queries(int border, float factor, char* image, float (&dbias)[kKeyTiles][4],
                                    float* dlogit_scale) const {
     float s[kKeyTiles][4], d[kKeyTiles][4];
-    times_keys(Sizes::kQ, Sizes::kK, s);
-    times_keys(Sizes::kGradOut, Sizes::kV, d);
-    scores<kHalves>(border, factor, s);
-    probabilities<kHalves>(s, d);
+    float delta[kHalves];
+    probabilities<kHalves>(border, factor, s, d, delta);
+    SWIN_FAST_UNROLL
+    for (int j = 0; j < kKeyTiles; ++j) {
+      SWIN_FAST_UNROLL
+      for (int e = 0; e < 2 * kHalves; ++e) {
+        d[j][e] = is_none(j, e) ? 0.0f : s[j][e] * (d[j][e] - delta[e >> 1]);
+      }
+    }
     float of_row[2] = {1.0f, 1.0f};
     leave_scores<kHalves>(0, s, of_row);
     if (kCosine) {
@@ -415,7 +457,9 @@ struct SmallBwdWarp {
     SWIN_FAST_UNROLL
     for (int j = 0; j < kKeyTiles; ++j) {
       SWIN_FAST_UNROLL
-      for (int e = 0; e < 2 * kHalves; ++e) dbias[j][e] += d[j][e];
+      for (int e = 0; e < 2 * kHalves; ++e) {
+        if (!is_none(j, e)) dbias[j][e] += d[j][e];
+      }
     }
     float dq[1][4][4] = {};
     SWIN_FAST_UNROLL
