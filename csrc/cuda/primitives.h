@@ -239,6 +239,34 @@ SWIN_FAST_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
                : "memory");
 }
 
+// The way back: lane l writes r[i] to matrix i as it would read it, one, two or four of them; row j of matrix i is at the
+// address that lane 8 * i + j gives, those of the lanes behind are not used. Before sm_90 each lane asks for the address
+// of its row and writes its four bytes.
+template <int kMatrices>
+SWIN_FAST_DEVICE void stmatrix(void* row, const uint32_t (&r)[kMatrices]) {
+  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "what there is an instruction for");
+  const uint32_t address = shared_address(row);
+#if __CUDA_ARCH__ >= 900
+  if constexpr (kMatrices == 1) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(address), "r"(r[0]) : "memory");
+  } else if constexpr (kMatrices == 2) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(r[0]), "r"(r[1])
+                 : "memory");
+  } else {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]),
+                 "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+  }
+#else
+  const uint32_t lane = threadIdx.x & 31;
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < kMatrices; ++i) {
+    const uint32_t to = shuffle(address, 8 * i + static_cast<int>(lane / 4)) + lane % 4 * 4;
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(r[i]) : "memory");
+  }
+#endif
+}
+
 // Computes  d += a @ b  for a of 16 x 16, b of 16 x 8 and d of 16 x 8. With g = lane / 4 and t = 2 * (lane % 4), and
 // pairs of neighbours: a[0] = a(g, t), a[1] = a(g + 8, t), a[2] = a(g, t + 8), a[3] = a(g + 8, t + 8);
 // b0 = b(t, g), b(t + 1, g), b1 = b(t + 8, g), b(t + 9, g); d[0], d[1] = d(g, t), and d[2], d[3] = d(g + 8, t).

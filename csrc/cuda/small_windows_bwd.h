@@ -26,7 +26,7 @@ struct SmallBwdWarp {
   // 32. They change from window to window, or the compiler would rather compute them anew each time.
   int set = 0, square, strip;
   int own;          // from `square` to the rows of the warp's queries
-  int own_scores;   // where it leaves pairs of scores: 16 * j further, by exclusive or, is its next tile of keys
+  int own_scores;   // where it leaves a row of scores by 8 keys: 32 further, by exclusive or, are the next 16 keys
   int keys_scores;  // where it reads 16 rows of scores by the first 16 of its 32 keys
   int own_bias;
 
@@ -42,7 +42,9 @@ struct SmallBwdWarp {
     strip = (lane & 7) * Sizes::kTokenBytes + Sizes::chunk(lane, lane >> 3);
     // What is behind the rows of the last warp does not exist: it reads the first eight twice.
     own = warp * 16 * Sizes::kTokenBytes - (has_one_left() ? (lane & 8) * Sizes::kTokenBytes : 0);
-    own_scores = Sizes::kScores + token(0) * Sizes::kScoreBytes + Sizes::chunk(lane >> 2, 0) + pair() * 2;
+    const int upper = lane >> 3 & 1, right = lane >> 4;  // of the four 8 x 8 matrices of a fragment; or of two, upper ones
+    own_scores = Sizes::kScores + (warp * 16 + (lane & 7) + (has_one_left() ? 0 : upper * 8)) * Sizes::kScoreBytes +
+                 Sizes::chunk(lane, has_one_left() ? upper : right);
     keys_scores = Sizes::kScores + ((lane & 7) + (lane >> 4) * 8) * Sizes::kScoreBytes +
                   (sums_up_k() ? Sizes::kGradients : 0) + Sizes::chunk(lane, 4 * (warp & 1) + ((lane >> 3) & 1));
     own_bias = Sizes::kBias + warp * 512 + (has_one_left() ? lane & 3 : lane) * 16;
@@ -325,16 +327,35 @@ struct SmallBwdWarp {
     }
   }
 
+  // The fragment of the warp's queries by 16 keys, or by 8 in a short step; zeros where there is none.
+  template <int kHalves>
+  SWIN_FAST_DEVICE void fragment(int step, const float (&s)[kKeyTiles][4], const float (&of_row)[2],
+                                 uint32_t (&a)[4]) const {
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int j = 2 * step + (i >> 1), half = i & 1;
+      const bool exists = j < kKeyTiles && half < kHalves;
+      a[i] = exists ? pack<T>(s[j][2 * half] * of_row[half], s[j][2 * half + 1] * of_row[half]) : 0;
+    }
+  }
+
   // Rows of scores that other warps sum over, at [query][key]: P or dS.
   template <int kHalves>
   SWIN_FAST_DEVICE void leave_scores(int which, const float (&s)[kKeyTiles][4], const float (&of_row)[2]) const {
     SWIN_FAST_UNROLL
-    for (int j = 0; j < kKeyTiles; ++j) {
-      char* const to = memory + (own_scores ^ (16 * j)) + which;
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < kHalves; ++i) {
-        const uint32_t two = pack<T>(s[j][2 * i] * of_row[i], s[j][2 * i + 1] * of_row[i]);
-        store_shared(to + i * 8 * Sizes::kScoreBytes, two);
+    for (int step = 0; step < Sizes::kKeySteps; ++step) {
+      uint32_t a[4];
+      fragment<kHalves>(step, s, of_row, a);
+      char* const to = memory + (own_scores ^ (32 * step)) + which;
+      const bool is_short = kShort && step == Sizes::kKeySteps - 1;
+      if (kHalves == 2 && !is_short) {
+        stmatrix(to, a);
+      } else if (kHalves == 2) {
+        stmatrix(to, {a[0], a[1]});
+      } else if (!is_short) {
+        stmatrix(to, {a[0], a[2]});
+      } else {
+        stmatrix(to, {a[0]});
       }
     }
   }
