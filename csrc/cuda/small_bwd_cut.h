@@ -15,11 +15,11 @@ namespace swin_fast::cuda {
 struct SmallBwdParams {
   WindowAttentionBwdParams problem;
   Windows all;
-  int32_t stride_y, stride_x;                              // of qkv
-  int32_t grad_stride_y, grad_stride_x;                    // of grad_out
-  int32_t row_bytes;                                       // of dqkv: of q, k and v of all heads of a pixel
-  int64_t image_bytes, qkv_image_bytes, grad_image_bytes;  // of dqkv, qkv and grad_out
-  Parts parts;  // how many owners a head has, and where they leave their sums
+  int32_t stride_y, stride_x;            // of qkv
+  int32_t grad_stride_y, grad_stride_x;  // of grad_out
+  int32_t row_bytes;                     // of dqkv: of q, k and v of all heads of a pixel
+  int64_t image_bytes;                   // of dqkv
+  Parts parts;                           // how many owners a head has, and where they leave their sums
 };
 
 // The four warps of a block have 16 queries each. Then two of them sum up dv and two dk, each of 32 keys.
@@ -28,8 +28,10 @@ constexpr int kSmallBwdThreads = 32 * kSmallBwdWarps;
 
 // Blocks that run on a multiprocessor at the same time: registers are for so many. Where a window's side is not known,
 // its tokens and columns take some too, and three blocks would have to spill.
-template <int kWindow>
-constexpr int kSmallBwdBlocks = kWindow == 0 ? 2 : 3;
+template <int kWindow, bool kCosine>
+constexpr int kSmallBwdBlocks = kWindow == 0               ? 2
+                                : kWindow == 7 && !kCosine ? 4
+                                                           : 3;
 
 // A block's shared memory, in bytes. Rows of tokens that do not exist are zeros, written once: no step asks whether
 // they do.
@@ -65,7 +67,9 @@ struct SmallBwdSizes : SmallSizes<kWindow> {
   static constexpr int kInverses = kSums + kSmallBwdWarps * kHeadDim * 4;  // 1 / |row| of q and k of two windows
   static constexpr int kPixels = kInverses + 2 * 2 * 64 * 4;               // of the tokens of both
   static constexpr int kNews = kPixels + 2 * 64 * 4;                       // of both: see SmallBwdFetch
-  static constexpr size_t kBytes = kNews + 16;
+  static constexpr int kBehind = kNews + 16;                               // see bring_borders
+  static constexpr int kStates = kBehind + 4 * 8;                          // of SmallBwdFetch
+  static constexpr size_t kBytes = kStates + kSmallBwdWarps * 32;
 };
 
 // How the work of a problem is cut for a GPU of so many multiprocessors with room for so much shared memory a block.
@@ -85,12 +89,11 @@ SmallBwdParams cut_small_bwd(const WindowAttentionBwdParams& problem, int multip
                    static_cast<int32_t>(problem.grad_out_stride[2]),
                    3 * problem.nH * kRowBytes,
                    problem.H * problem.W * 3 * problem.nH * kRowBytes,
-                   2 * problem.qkv_stride[0],
-                   2 * problem.grad_out_stride[0],
                    {}};
   // A multiprocessor has 1 KB more than a block can have, and keeps as much for itself of each block.
   const auto beside = static_cast<int64_t>((shared_memory + 1024) / (SmallBwdSizes<kWindow>::kBytes + 1024));
-  const int64_t blocks = std::clamp(beside, int64_t{1}, int64_t{kSmallBwdBlocks<kWindow>}) * multiprocessors;
+  const int most = problem.logit_scale != nullptr ? kSmallBwdBlocks<kWindow, true> : kSmallBwdBlocks<kWindow, false>;
+  const int64_t blocks = std::clamp(beside, int64_t{1}, int64_t{most}) * multiprocessors;
   const int64_t owners = std::max(int64_t{1}, blocks / problem.nH);
   p.parts = Parts::at(nullptr, problem, static_cast<int32_t>(std::min(owners, p.all.of_all)), PartOfBias::kReady);
   return p;

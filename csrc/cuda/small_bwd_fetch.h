@@ -13,38 +13,66 @@ namespace swin_fast::cuda {
 // region begins with, or 0 where none does; and whether the window is the first of another image.
 constexpr int kNextImage = 1 << 16;
 
-// Brings rows to shared memory, four lanes a row: those of kCount tokens to a lane, 8 apart.
+// Brings rows to shared memory, four lanes a row: those of kCount tokens to a lane, 8 apart. Where it has come to stands
+// in shared memory, once for each warp that fetches: beside scores there are no registers for it.
 template <class T, int kWindow, bool kAligned, int kCount>
 struct SmallBwdFetch {
   using Sizes = SmallBwdSizes<kWindow>;
+  struct alignas(16) Place {
+    Windows::Place window;
+    int32_t head;
+  };
+  struct alignas(16) Rows {  // of the head, in the image: elements from the beginning
+    int64_t qkv, grad_out;
+  };
+
   const SmallBwdParams& p;
-  QkvRows rows;              // of an image
-  const uint16_t* grad_out;  // of the image, at the chunk of this lane
   int first, tokens;
   SmallGrid<kWindow> grid;
 
-  SWIN_FAST_DEVICE SmallBwdFetch(const SmallBwdParams& params, int64_t b, int lane, int first_, int head, int tokens_)
-      : p(params),
-        rows(params.problem, b, head, lane & 3),
-        grad_out(static_cast<const uint16_t*>(params.problem.grad_out) + b * params.problem.grad_out_stride[0] +
-                 head * kHeadDim + (lane & 3) * 8),
-        first(first_),
-        tokens(tokens_),
-        grid(params.problem) {}
+  SWIN_FAST_DEVICE SmallBwdFetch(const SmallBwdParams& params, int first_, int tokens_)
+      : p(params), first(first_), tokens(tokens_), grid(params.problem) {}
 
-  SWIN_FAST_DEVICE void next_image() {
-    rows.q = reinterpret_cast<const uint16_t*>(reinterpret_cast<const char*>(rows.q) + p.qkv_image_bytes);
-    grad_out = reinterpret_cast<const uint16_t*>(reinterpret_cast<const char*>(grad_out) + p.grad_image_bytes);
+  SWIN_FAST_DEVICE static char* state() { return shared_memory() + Sizes::kStates + threadIdx.x / 32 * 32; }
+
+  SWIN_FAST_DEVICE void begin(const Windows::Place& window, int head) const {
+    const WindowAttentionBwdParams& problem = p.problem;
+    bring({window, head},
+          {window.b * problem.qkv_stride[0] + head * problem.qkv_stride[4],
+           window.b * problem.grad_out_stride[0] + head * kHeadDim},
+          0, false);
   }
 
-  // Begins to bring one window of the image to a set of rows, and leaves the pixels of the tokens there, and the news.
-  SWIN_FAST_DEVICE void operator()(const Windows::Place& window, int set, bool is_of_next_image) {
-    char* const to = shared_memory() + ((first * Sizes::kTokenBytes + Sizes::chunk(first, threadIdx.x & 3)) ^ set);
+  // Goes on to the window behind. By whole warps.
+  SWIN_FAST_DEVICE void next(int set) const {
+    auto place = load_shared<Place>(state());
+    auto rows = load_shared<Rows>(state() + sizeof(Place));
+    const bool next_image = p.all.advance(&place.window);
+    if (next_image) {
+      rows.qkv += p.problem.qkv_stride[0];
+      rows.grad_out += p.problem.grad_out_stride[0];
+    }
+    sync_warp();  // all have read it
+    bring(place, rows, set, next_image);
+  }
+
+ private:
+  // Begins to bring a window to a set of rows, and leaves the pixels of its tokens there, and the news.
+  SWIN_FAST_DEVICE void bring(const Place& place, const Rows& from, int set, bool is_of_next_image) const {
+    const WindowAttentionBwdParams& problem = p.problem;
+    if (threadIdx.x % 32 == 0) {
+      store_shared(state(), place);
+      store_shared(state() + sizeof(Place), from);
+    }
+    const int part = threadIdx.x & 3;
+    char* const to = shared_memory() + ((first * Sizes::kTokenBytes + Sizes::chunk(first, part)) ^ set);
     char* const pixels = shared_memory() + Sizes::kPixels + set * 4 + first * 4;
-    const auto bring = [&](int i, int y, int x, bool real) {
-      if ((threadIdx.x & 3) == 0) {
-        store_shared(pixels + i * 32, real ? y * static_cast<int32_t>(p.problem.W) + x : kPadding);
-      }
+    QkvRows rows(problem, 0, 0, part);
+    rows.q += from.qkv;
+    if (rows.padding != nullptr) rows.padding += place.head * kHeadDim;
+    const uint16_t* const grad_out = static_cast<const uint16_t*>(problem.grad_out) + from.grad_out + part * 8;
+    const auto bring_token = [&](int i, int y, int x, bool real) {
+      if (part == 0) store_shared(pixels + i * 32, real ? y * static_cast<int32_t>(problem.W) + x : kPadding);
       char* const at = to + i * 8 * Sizes::kTokenBytes;
       const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
       SWIN_FAST_UNROLL
@@ -54,10 +82,10 @@ struct SmallBwdFetch {
       const int64_t grad_offset = int64_t{y} * p.grad_stride_y + int64_t{x} * p.grad_stride_x;
       fetch_chunk<kAligned>(at + Sizes::kGradOut, real ? grad_out + grad_offset : grad_out, real);
     };
-    const bool whole = grid.template visit<kCount, kAligned>(p.all, window, first, tokens, bring);
+    const bool whole = grid.template visit<kCount, kAligned>(p.all, place.window, first, tokens, bring_token);
     copy_async_commit();
-    if (first != 0 || (threadIdx.x & 3) != 0) return;
-    const int border = whole ? 0 : p.all.border_row(window) << 8 | p.all.border_column(window);
+    if (first != 0 || part != 0) return;
+    const int border = whole ? 0 : p.all.border_row(place.window) << 8 | p.all.border_column(place.window);
     store_shared(shared_memory() + Sizes::kNews + set / 16, border + (is_of_next_image ? kNextImage : 0));
   }
 };

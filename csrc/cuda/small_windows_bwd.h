@@ -42,7 +42,8 @@ struct SmallBwdWarp {
     strip = (lane & 7) * Sizes::kTokenBytes + Sizes::chunk(lane, lane >> 3);
     // What is behind the rows of the last warp does not exist: it reads the first eight twice.
     own = warp * 16 * Sizes::kTokenBytes - (has_one_left() ? (lane & 8) * Sizes::kTokenBytes : 0);
-    const int upper = lane >> 3 & 1, right = lane >> 4;  // of the four 8 x 8 matrices of a fragment; or of two, upper ones
+    const int upper = lane >> 3 & 1,
+              right = lane >> 4;  // of the four 8 x 8 matrices of a fragment; or of two, upper ones
     own_scores = Sizes::kScores + (warp * 16 + (lane & 7) + (has_one_left() ? 0 : upper * 8)) * Sizes::kScoreBytes +
                  Sizes::chunk(lane, has_one_left() ? upper : right);
     keys_scores = Sizes::kScores + ((lane & 7) + (lane >> 4) * 8) * Sizes::kScoreBytes +
@@ -154,6 +155,22 @@ struct SmallBwdWarp {
     }
   }
 
+  // Where windows are cut into shift regions: which keys of a lane lie behind the border, along each axis. They are the
+  // same in all windows that have one, and made anew in each they took 100 instructions.
+  SWIN_FAST_DEVICE void bring_borders() const {
+    const auto &y = p.all.y, &x = p.all.x;
+    const Border<kWindow> cut(grid, y.window - y.shift, x.window - x.shift, pair());
+    if (quad() == 0) store_shared(behind(), UInt2{cut.behind_row, cut.behind_column});
+  }
+  SWIN_FAST_DEVICE char* behind() const { return memory + Sizes::kBehind + (lane & 3) * 8; }
+  // The keys that are apart from a query. Bits are those of Border.
+  SWIN_FAST_DEVICE uint32_t apart_from(int query, int border) const {
+    const auto keys = load_shared<UInt2>(behind());
+    const int row = border >> 8, column = border & 255;
+    const uint32_t rows = row < p.all.y.window ? keys.x : 0, columns = column < p.all.x.window ? keys.y : 0;
+    return (grid.row(query) >= row ? ~rows : rows) | (grid.column(query) >= column ? ~columns : columns);
+  }
+
   // The bias of the warp's queries times log2(e), in the order that `scores` reads it in.
   SWIN_FAST_DEVICE void bring_bias() const {
     const int Wh = problem.window_size[0], Ww = problem.window_size[1];
@@ -219,8 +236,7 @@ struct SmallBwdWarp {
       }
     }
     if (border == 0) return;
-    const Border<kWindow> cut(grid, border >> 8, border & 255, pair());
-    const uint32_t apart[2] = {cut.apart_from(token(0)), cut.apart_from(token(1))};
+    const uint32_t apart[2] = {apart_from(token(0), border), apart_from(token(1), border)};
     SWIN_FAST_UNROLL
     for (int j = 0; j < kKeyTiles; ++j) {
       SWIN_FAST_UNROLL
@@ -282,8 +298,9 @@ struct SmallBwdWarp {
   SWIN_FAST_DEVICE void probabilities(int border, float factor, float (&s)[kKeyTiles][4], float (&d)[kKeyTiles][4],
                                       float (&delta)[kHalves]) const {
     times_keys(Sizes::kQ, Sizes::kK, s);
-    times_keys(Sizes::kGradOut, Sizes::kV, d);
     scores<kHalves>(border, factor, s);
+    sync_warp();  // or the compiler has more rows on their way than there are registers
+    times_keys(Sizes::kGradOut, Sizes::kV, d);
     float sum[kHalves];
     // Exponentials need no scores relative to the largest one where sums are neither large nor small, which the sums
     // tell: where one is, the warp computes its scores again. The logits of cosine attention may be 100 and more.
@@ -300,6 +317,8 @@ struct SmallBwdWarp {
       if (relative) {
         times_keys(Sizes::kQ, Sizes::kK, s);
         scores<kHalves>(border, factor, s);
+        sync_warp();
+        times_keys(Sizes::kGradOut, Sizes::kV, d);
       }
     }
     if (relative) {
@@ -541,7 +560,7 @@ struct SmallBwdWarp {
 // Source:   Dao et al. 2022, FlashAttention, for dS = P (dP - delta); delta from P and dP as they are, so nothing has
 //           to be saved by the forward. Written for this project; fragments as in the PTX manual, mma.m16n8k16.
 template <class T, int kWindow, bool kCosine, bool kAligned>
-__global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
+__global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow, kCosine>)
     small_windows_bwd(const SmallBwdParams p) {
   using Sizes = SmallBwdSizes<kWindow>;
   const WindowAttentionBwdParams& problem = p.problem;
@@ -549,13 +568,13 @@ __global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
   const int owner = blockIdx.x / problem.nH;
   const int64_t first = owner * p.all.of_all / p.parts.owners;
   auto left = static_cast<int32_t>((owner + 1) * p.all.of_all / p.parts.owners - first);
-  Windows::Place next = p.all.place(first);
+  const Windows::Place begin = p.all.place(first);
   // The warp that has one query fetches for all, but with cosine attention, where each brings rows and takes norms.
   constexpr bool kOneFetches = Sizes::kOneLeft && !kCosine;
   const bool fetches = !kOneFetches || self.has_one_left();
-  SmallBwdFetch<T, kWindow, kAligned, kOneFetches ? Sizes::kKeyTiles : 2> fetch(
-      p, next.b, self.lane, kOneFetches ? self.quad() : self.token(0), self.head, self.tokens);
-  if (fetches) fetch(next, 0, false);
+  const SmallBwdFetch<T, kWindow, kAligned, kOneFetches ? Sizes::kKeyTiles : 2> fetch(
+      p, kOneFetches ? self.quad() : self.token(0), self.tokens);
+  if (fetches) fetch.begin(begin, self.head);
 
   const int thread = threadIdx.x;
   const auto clear = [&](int from, int to) {
@@ -570,24 +589,21 @@ __global__ void __launch_bounds__(kSmallBwdThreads, kSmallBwdBlocks<kWindow>)
   clear(Sizes::kSums, Sizes::kInverses);
   if (thread % 64 >= self.tokens) store_shared(self.memory + Sizes::kPixels + thread * 4, kNoToken);
   self.bring_bias();
+  if (self.warp == 0) self.bring_borders();
 
   const float factor = kCosine ? load_global<float>(problem.logit_scale + self.head) : problem.scale;
   const bool has_queries = kWindow != 0 || self.warp * 16 < self.tokens;
   const bool has_keys = kWindow != 0 || (self.warp & 1) * 32 < self.tokens;
   float dbias[Sizes::kKeyTiles][4] = {};
   float dlogit_scale = 0.0f;
-  char* image = static_cast<char*>(problem.dqkv) + next.b * p.image_bytes + self.head * kRowBytes;
+  char* image = static_cast<char*>(problem.dqkv) + begin.b * p.image_bytes + self.head * kRowBytes;
   for (; left > 0; --left, self.turn()) {
     copy_async_wait<0>();
     if (kCosine) self.normalise();
     sync_threads();  // this window's rows are there, and nobody needs the last one's rows and scores any more
     const int news = self.news(), border = news & (kNextImage - 1);
     if (news >= kNextImage) image += p.image_bytes;
-    if (left > 1 && fetches) {
-      const bool next_image = p.all.advance(&next);
-      if (next_image) fetch.next_image();
-      fetch(next, self.set ^ Sizes::kSet, next_image);
-    }
+    if (left > 1 && fetches) fetch.next(self.set ^ Sizes::kSet);
     if (self.has_one_left()) {
       self.template of_queries<1>(border, factor, image, dbias, &dlogit_scale);
     } else if (has_queries) {
