@@ -15,11 +15,11 @@ namespace swin_fast::cuda {
 struct SmallBwdParams {
   WindowAttentionBwdParams problem;
   Windows all;
-  int32_t stride_y, stride_x;            // of qkv
-  int32_t grad_stride_y, grad_stride_x;  // of grad_out
-  int32_t row_bytes;                     // of dqkv: of q, k and v of all heads of a pixel
-  int64_t image_bytes;                   // of dqkv
-  Parts parts;                           // how many owners a head has, and where they leave their sums
+  uint32_t stride_y, stride_x;            // of qkv, in bytes
+  uint32_t grad_stride_y, grad_stride_x;  // of grad_out
+  int32_t row_bytes;                      // of dqkv: of q, k and v of all heads of a pixel
+  int64_t image_bytes;                    // of dqkv
+  Parts parts;                            // how many owners a head has, and where they leave their sums
 };
 
 // The four warps of a block have 16 queries each. Then two of them sum up dv and two dk, each of 32 keys.
@@ -83,10 +83,10 @@ template <int kWindow>
 SmallBwdParams cut_small_bwd(const WindowAttentionBwdParams& problem, int multiprocessors, size_t shared_memory) {
   SmallBwdParams p{problem,
                    Windows(problem),
-                   static_cast<int32_t>(problem.qkv_stride[1]),
-                   static_cast<int32_t>(problem.qkv_stride[2]),
-                   static_cast<int32_t>(problem.grad_out_stride[1]),
-                   static_cast<int32_t>(problem.grad_out_stride[2]),
+                   static_cast<uint32_t>(2 * problem.qkv_stride[1]),
+                   static_cast<uint32_t>(2 * problem.qkv_stride[2]),
+                   static_cast<uint32_t>(2 * problem.grad_out_stride[1]),
+                   static_cast<uint32_t>(2 * problem.grad_out_stride[2]),
                    3 * problem.nH * kRowBytes,
                    problem.H * problem.W * 3 * problem.nH * kRowBytes,
                    {}};

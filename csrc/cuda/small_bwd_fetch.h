@@ -22,7 +22,7 @@ struct SmallBwdFetch {
     Windows::Place window;
     int32_t head;
   };
-  struct alignas(16) Rows {  // of the head, in the image: elements from the beginning
+  struct alignas(16) Rows {  // of the head, in the image: bytes from the beginning
     int64_t qkv, grad_out;
   };
 
@@ -38,8 +38,8 @@ struct SmallBwdFetch {
   SWIN_FAST_DEVICE void begin(const Windows::Place& window, int head) const {
     const WindowAttentionBwdParams& problem = p.problem;
     bring({window, head},
-          {window.b * problem.qkv_stride[0] + head * problem.qkv_stride[4],
-           window.b * problem.grad_out_stride[0] + head * kHeadDim},
+          {2 * (window.b * problem.qkv_stride[0] + head * problem.qkv_stride[4]),
+           2 * (window.b * problem.grad_out_stride[0] + head * kHeadDim)},
           0, false);
   }
 
@@ -49,14 +49,18 @@ struct SmallBwdFetch {
     auto rows = load_shared<Rows>(state() + sizeof(Place));
     const bool next_image = p.all.advance(&place.window);
     if (next_image) {
-      rows.qkv += p.problem.qkv_stride[0];
-      rows.grad_out += p.problem.grad_out_stride[0];
+      rows.qkv += 2 * p.problem.qkv_stride[0];
+      rows.grad_out += 2 * p.problem.grad_out_stride[0];
     }
     sync_warp();  // all have read it
     bring(place, rows, set, next_image);
   }
 
  private:
+  SWIN_FAST_DEVICE static void bring_chunk(char* to, const char* from, bool valid) {
+    fetch_chunk<kAligned>(to, reinterpret_cast<const uint16_t*>(from), valid);
+  }
+
   // Begins to bring a window to a set of rows, and leaves the pixels of its tokens there, and the news.
   SWIN_FAST_DEVICE void bring(const Place& place, const Rows& from, int set, bool is_of_next_image) const {
     const WindowAttentionBwdParams& problem = p.problem;
@@ -66,25 +70,34 @@ struct SmallBwdFetch {
     }
     const int part = threadIdx.x & 3;
     char* const to = shared_memory() + ((first * Sizes::kTokenBytes + Sizes::chunk(first, part)) ^ set);
-    char* const pixels = shared_memory() + Sizes::kPixels + set * 4 + first * 4;
-    QkvRows rows(problem, 0, 0, part);
-    rows.q += from.qkv;
-    if (rows.padding != nullptr) rows.padding += place.head * kHeadDim;
-    const uint16_t* const grad_out = static_cast<const uint16_t*>(problem.grad_out) + from.grad_out + part * 8;
+    const char* const qkv = static_cast<const char*>(problem.qkv) + from.qkv + part * 16;
+    const char* const grad_out = static_cast<const char*>(problem.grad_out) + from.grad_out + part * 16;
+    const auto* const padding = static_cast<const char*>(problem.pad_value);
+    const int64_t stride = 2 * problem.qkv_stride[3];
+    int pixels[kCount];
     const auto bring_token = [&](int i, int y, int x, bool real) {
-      if (part == 0) store_shared(pixels + i * 32, real ? y * static_cast<int32_t>(problem.W) + x : kPadding);
+      pixels[i] = real ? y * static_cast<int32_t>(problem.W) + x : kPadding;
       char* const at = to + i * 8 * Sizes::kTokenBytes;
-      const int64_t offset = int64_t{y} * p.stride_y + int64_t{x} * p.stride_x;
+      const auto row = static_cast<uint32_t>(y), column = static_cast<uint32_t>(x);
+      const char* token = qkv + uint64_t{row} * p.stride_y + uint64_t{column} * p.stride_x;
       SWIN_FAST_UNROLL
-      for (int which = 0; which < 3; ++which) {
-        rows.template fetch<kAligned>(which, at + which * Sizes::kTileBytes, real, offset);
+      for (int which = 0; which < 3; ++which, token += stride) {
+        const bool padded = !real && which > 0 && padding != nullptr;  // a padded query is zero
+        const char* const padded_from = padding + ((which * problem.nH + place.head) * kRowBytes + part * 16);
+        bring_chunk(at + which * Sizes::kTileBytes, real ? token : padded ? padded_from : qkv, real || padded);
       }
-      const int64_t grad_offset = int64_t{y} * p.grad_stride_y + int64_t{x} * p.grad_stride_x;
-      fetch_chunk<kAligned>(at + Sizes::kGradOut, real ? grad_out + grad_offset : grad_out, real);
+      token = grad_out + uint64_t{row} * p.grad_stride_y + uint64_t{column} * p.grad_stride_x;
+      bring_chunk(at + Sizes::kGradOut, real ? token : grad_out, real);
     };
     const bool whole = grid.template visit<kCount, kAligned>(p.all, place.window, first, tokens, bring_token);
     copy_async_commit();
-    if (first != 0 || part != 0) return;
+    if (part != 0) return;
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const int token = first + i * 8;
+      if (token < tokens) store_shared(shared_memory() + Sizes::kPixels + set * 4 + token * 4, pixels[i]);
+    }
+    if (first != 0) return;
     const int border = whole ? 0 : p.all.border_row(place.window) << 8 | p.all.border_column(place.window);
     store_shared(shared_memory() + Sizes::kNews + set / 16, border + (is_of_next_image ? kNextImage : 0));
   }
