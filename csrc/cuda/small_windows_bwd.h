@@ -109,7 +109,14 @@ struct SmallBwdWarp {
     return load_shared<float>(inverses(tensor) + token * 4);
   }
 
-  // 16 rows of a tile, from the one at `row` bytes on.
+  // Of the two keys that the lane has in a tile of 8; 1 without cosine attention.
+  SWIN_FAST_DEVICE Float2 norms_of_keys(int j) const {
+    if (!kCosine) return {1.0f, 1.0f};
+    const auto two = load_shared<Float2>(inverses(1) + (j * 8 + pair()) * 4);
+    return {left_of(two.x), left_of(two.y)};
+  }
+
+  // 16 rows of a tile, from the one at `at` bytes on.
   SWIN_FAST_DEVICE void rows(int at, uint32_t (&a)[2][4]) const {
     ldmatrix_x4(a[0], memory + square + at);
     ldmatrix_x4(a[1], memory + (square ^ 32) + at);
@@ -223,11 +230,7 @@ struct SmallBwdWarp {
           added[2 * i] = load_shared<float>(memory + Sizes::kBiasOfLast + token(i) * 4);
         }
       }
-      Float2 of_key = {1.0f, 1.0f};
-      if (kCosine) {
-        of_key = load_shared<Float2>(inverses(1) + (j * 8 + pair()) * 4);
-        of_key = {left_of(of_key.x), left_of(of_key.y)};
-      }
+      const Float2 of_key = norms_of_keys(j);
       SWIN_FAST_UNROLL
       for (int e = 0; e < 2 * kHalves; ++e) {
         if (kCosine) s[j][e] *= e & 1 ? of_key.y : of_key.x;
@@ -346,15 +349,18 @@ struct SmallBwdWarp {
     }
   }
 
-  // The fragment of the warp's queries by 16 keys, or by 8 in a short step; zeros where there is none.
-  template <int kHalves>
-  SWIN_FAST_DEVICE void fragment(int step, const float (&s)[kKeyTiles][4], const float (&of_row)[2],
+  // The fragment of the warp's queries by 16 keys, times what factors(tile of keys, half of the queries) gives for two
+  // neighbouring keys; zeros where there is none.
+  template <int kHalves, class Factors>
+  SWIN_FAST_DEVICE void fragment(int step, const float (&s)[kKeyTiles][4], const Factors& factors,
                                  uint32_t (&a)[4]) const {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int j = 2 * step + (i >> 1), half = i & 1;
-      const bool exists = j < kKeyTiles && half < kHalves;
-      a[i] = exists ? pack<T>(s[j][2 * half] * of_row[half], s[j][2 * half + 1] * of_row[half]) : 0;
+      a[i] = 0;
+      if (j >= kKeyTiles || half >= kHalves) continue;
+      const Float2 two = factors(j, half);
+      a[i] = pack<T>(s[j][2 * half] * two.x, s[j][2 * half + 1] * two.y);
     }
   }
 
@@ -364,7 +370,7 @@ struct SmallBwdWarp {
     SWIN_FAST_UNROLL
     for (int step = 0; step < Sizes::kKeySteps; ++step) {
       uint32_t a[4];
-      fragment<kHalves>(step, s, of_row, a);
+      fragment<kHalves>(step, s, [&](int, int half) { return Float2{of_row[half], of_row[half]}; }, a);
       char* const to = memory + (own_scores ^ (32 * step)) + which;
       const bool is_short = kShort && step == Sizes::kKeySteps - 1;
       if (kHalves == 2 && !is_short) {
@@ -477,8 +483,7 @@ struct SmallBwdWarp {
   template <int kHalves>
   SWIN_FAST_DEVICE void of_queries(int border, float factor, char* image, float (&dbias)[kKeyTiles][4],
                                    float* dlogit_scale) const {
-    float s[kKeyTiles][4], d[kKeyTiles][4];
-    float delta[kHalves];
+    float s[kKeyTiles][4], d[kKeyTiles][4], delta[kHalves];
     probabilities<kHalves>(border, factor, s, d, delta);
     SWIN_FAST_UNROLL
     for (int j = 0; j < kKeyTiles; ++j) {
@@ -504,18 +509,8 @@ struct SmallBwdWarp {
     float dq[1][4][4] = {};
     SWIN_FAST_UNROLL
     for (int step = 0; step < Sizes::kKeySteps; ++step) {
-      uint32_t a[1][4] = {};
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int j = 2 * step + (i >> 1), e = 2 * (i & 1);
-        if (j >= kKeyTiles || e >= 2 * kHalves) continue;
-        Float2 of_key = {1.0f, 1.0f};
-        if (kCosine) {
-          of_key = load_shared<Float2>(inverses(1) + (j * 8 + pair()) * 4);
-          of_key = {left_of(of_key.x), left_of(of_key.y)};
-        }
-        a[0][i] = pack<T>(d[j][e] * of_key.x, d[j][e + 1] * of_key.y);
-      }
+      uint32_t a[1][4];
+      fragment<kHalves>(step, d, [&](int j, int) { return norms_of_keys(j); }, a[0]);
       add_rows<1>(step, a, Sizes::kK, dq);
     }
     float radial[2];
