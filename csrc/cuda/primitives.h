@@ -239,9 +239,9 @@ SWIN_FAST_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
                : "memory");
 }
 
-// The way back: lane l writes r[i] to matrix i as it would read it, one, two or four of them; row j of matrix i is at the
-// address that lane 8 * i + j gives, those of the lanes behind are not used. Before sm_90 each lane asks for the address
-// of its row and writes its four bytes.
+// The way back: lane l writes r[i] to matrix i as it would read it, one, two or four of them; row j of matrix i is at
+// the address that lane 8 * i + j gives, those of the lanes behind are not used. Before sm_90 each lane asks for the
+// address of its row and writes its four bytes.
 template <int kMatrices>
 SWIN_FAST_DEVICE void stmatrix(void* row, const uint32_t (&r)[kMatrices]) {
   static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "what there is an instruction for");

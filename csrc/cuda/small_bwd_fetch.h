@@ -13,8 +13,8 @@ namespace swin_fast::cuda {
 // region begins with, or 0 where none does; and whether the window is the first of another image.
 constexpr int kNextImage = 1 << 16;
 
-// Brings rows to shared memory, four lanes a row: those of kCount tokens to a lane, 8 apart. Where it has come to stands
-// in shared memory, once for each warp that fetches: beside scores there are no registers for it.
+// Brings rows to shared memory, four lanes a row: those of kCount tokens to a lane, 8 apart. Where it has come to
+// stands in shared memory, once for each warp that fetches: beside scores there are no registers for it.
 template <class T, int kWindow, bool kAligned, int kCount>
 struct SmallBwdFetch {
   using Sizes = SmallBwdSizes<kWindow>;

@@ -34,8 +34,8 @@ struct SmallBwdWarp {
       : p(params),
         problem(params.problem),
         lane(threadIdx.x & 31),
-        // Warps of a number share one of four schedulers; the parts that they play go round, for one has more to do. (The
-        // blocks of a multiprocessor lie as far apart as there are multiprocessors.)
+        // Warps of a number share one of four schedulers; the parts that they play go round, for one has more to do.
+        // (The blocks of a multiprocessor lie as far apart as there are multiprocessors.)
         warp((threadIdx.x / 32 + 4 * blockIdx.x / gridDim.x) % kSmallBwdWarps),
         head(blockIdx.x % params.problem.nH),
         tokens(kWindow == 0 ? params.problem.window_area() : Sizes::kTokens),
@@ -553,7 +553,8 @@ struct SmallBwdWarp {
 //           computes a window, the rows of its next are on their way.
 // Memory:   reads 4 and writes 3 rows of 64 bytes for each token and head, 16 and 8 bytes at a time.
 // Numerics: as the forward; probabilities and the gradients of scores rounded to the input dtype for products, sums
-//           over windows in float32, in their order. Nothing but those depends on the number of owners.
+//           over windows in float32, in their order. Nothing but those depends on the number of owners. sm_90, N = 49:
+//           2,888 warp instructions a window and head without a border, 3,718 at most.
 // Source:   Dao et al. 2022, FlashAttention, for dS = P (dP - delta); delta from P and dP as they are, so nothing has
 //           to be saved by the forward. Written for this project; fragments as in the PTX manual, mma.m16n8k16.
 template <class T, int kWindow, bool kCosine, bool kAligned>
