@@ -76,6 +76,7 @@ template <class T>
 __device__ float of_type(const uint32_t (&a)[4], uint32_t b) {
   float d[4] = {};
   mma_m16n8k16<T>(d, a, b, a[0]);
+  mma_m16n8k8<T>(d, a[1], a[2], b);
   const Float2 pair = unpack<T>(pack<T>(d[0], d[1]));
   return pair.x + pair.y + to_float<T>(from_float<T>(d[2])) + d[3];
 }
@@ -95,6 +96,7 @@ __global__ void __launch_bounds__(128) every_primitive(const char* in, char* out
   move<uint32_t>(memory, in, out);
   move<uint16_t>(memory, in, out);
   move<Float2>(memory, in, out);
+  move<UInt2>(memory, in, out);
   move<Float4>(memory, in, out);
   move<UInt4>(memory, in, out);
   copy_async_16(memory + 16 * threadIdx.x, in + 16 * threadIdx.x, threadIdx.x < 100);
@@ -107,6 +109,9 @@ __global__ void __launch_bounds__(128) every_primitive(const char* in, char* out
   ldmatrix_x4_trans(four_transposed, memory + 16 * threadIdx.x);
   ldmatrix_x2(two, memory + 16 * threadIdx.x);
   ldmatrix_x2_trans(two_transposed, memory + 16 * threadIdx.x);
+  stmatrix(memory + 16 * threadIdx.x, four);
+  stmatrix(memory + 16 * threadIdx.x, two);
+  stmatrix(memory + 16 * threadIdx.x, {four[0]});
   float sum = of_type<Half16>(four, two[0]) + of_type<BFloat16>(four_transposed, two_transposed[1]);
   SWIN_FAST_UNROLL
   for (int mask = 1; mask < 32; mask *= 2) sum += shuffle_xor(sum, mask);

@@ -12,62 +12,111 @@
 
 namespace swin_fast::cuda {
 
+SWIN_FAST_HOST_DEVICE inline int32_t relative_entries(const WindowAttentionParams& problem) {
+  return (2 * problem.window_size[0] - 1) * (2 * problem.window_size[1] - 1);
+}
+
+// What an owner leaves of dbias: the sum of each pair of query and key, or the gradient in the form of the bias.
+enum class PartOfBias { kDense, kReady };
+
 // The parts of all heads and owners, in one piece of scratch memory. Each owner writes each of its parts whole; no
 // owners, no parts: the gradients are then zeros.
 struct Parts {
   int32_t owners = 0;             // of each head
-  float* dbias = nullptr;         // (nH, owners, N, N), by query and key; null without a bias
+  int32_t bias_size = 0;          // of a part of dbias: N * N, or the entries of a relative bias
+  float* dbias = nullptr;         // (nH, owners, bias_size); null without a bias
   float* dlogit_scale = nullptr;  // (nH, owners); null without logit_scale
   float* dpad_value = nullptr;    // (nH, owners, 2, hd), of k and v; null without pad_value
-  float* dbias_sum = nullptr;     // (nH, N, N), which a relative bias is gathered from; null for other forms
+  float* dbias_sum = nullptr;     // (nH, N, N), which a relative bias is gathered from; null where parts are ready
   size_t bytes = 0;               // that they take
 
   // At a multiple of 16 bytes; nullptr where only `bytes` is asked for.
-  static Parts at(void* scratch, const WindowAttentionParams& problem, int32_t owners) {
+  static Parts at(void* scratch, const WindowAttentionParams& problem, int32_t owners,
+                  PartOfBias form = PartOfBias::kDense) {
     Parts made;
     made.owners = owners;
+    const bool relative = problem.bias_form == BiasForm::kRelative;
+    made.bias_size = relative && form == PartOfBias::kReady ? relative_entries(problem)
+                                                            : problem.window_area() * problem.window_area();
     const auto take = [&](bool wanted, size_t floats) {
       if (!wanted) return static_cast<float*>(nullptr);
       char* const here = static_cast<char*>(scratch) + made.bytes;
       made.bytes += (floats + 3) / 4 * 16;
       return reinterpret_cast<float*>(here);
     };
-    const size_t heads = static_cast<size_t>(problem.nH), area = static_cast<size_t>(problem.window_area());
-    const size_t parts = heads * static_cast<size_t>(owners);
-    made.dbias = take(problem.bias_form != BiasForm::kNone, parts * area * area);
+    const size_t heads = static_cast<size_t>(problem.nH), parts = heads * static_cast<size_t>(owners);
+    const auto bias_size = static_cast<size_t>(made.bias_size);
+    made.dbias = take(problem.bias_form != BiasForm::kNone, parts * bias_size);
     made.dlogit_scale = take(problem.logit_scale != nullptr, parts);
     made.dpad_value = take(problem.pad_value != nullptr, parts * 2 * static_cast<size_t>(problem.hd));
-    made.dbias_sum = take(problem.bias_form == BiasForm::kRelative, heads * area * area);
+    made.dbias_sum = take(relative && form == PartOfBias::kDense, heads * bias_size);
     return made;
   }
 };
 
-constexpr int kFoldThreads = 256;
+// An entry of a relative bias: that of the pairs whose query lies so many rows and columns behind the key.
+struct RelativeEntry {
+  int Ww, N, dy, dx, rows, columns;
+
+  SWIN_FAST_DEVICE RelativeEntry(const WindowAttentionParams& problem, int entry)
+      : Ww(problem.window_size[1]),
+        N(problem.window_area()),
+        dy(entry / (2 * Ww - 1) - (problem.window_size[0] - 1)),
+        dx(entry % (2 * Ww - 1) - (Ww - 1)),
+        rows(problem.window_size[0] - (dy < 0 ? -dy : dy)),
+        columns(Ww - (dx < 0 ? -dx : dx)) {}
+
+  // Where a pair stands among all, in the order of queries.
+  SWIN_FAST_DEVICE int pair(int row, int column) const {
+    const int query = (row + (dy > 0 ? dy : 0)) * Ww + column + (dx > 0 ? dx : 0);
+    return query * N + query - dy * Ww - dx;
+  }
+};
+
+// Leaves a part of dbias that is ready, from the sum of each pair in shared memory. By the whole block.
+SWIN_FAST_DEVICE void leave_dbias(const WindowAttentionParams& problem, const char* sums, const Parts& parts,
+                                  int64_t part) {
+  float* const to = parts.dbias + part * parts.bias_size;
+  for (int i = static_cast<int>(threadIdx.x); i < parts.bias_size; i += static_cast<int>(blockDim.x)) {
+    float sum = 0.0f;
+    if (problem.bias_form == BiasForm::kRelative) {
+      const RelativeEntry entry(problem, i);
+      for (int row = 0; row < entry.rows; ++row) {
+        for (int column = 0; column < entry.columns; ++column) {
+          sum += load_shared<float>(sums + entry.pair(row, column) * 4);
+        }
+      }
+    } else {
+      sum = load_shared<float>(sums + i * 4);
+    }
+    store_global(to + i, sum);
+  }
+}
+
+constexpr int kFoldThreads = 512;
 constexpr int kFoldWarps = kFoldThreads / 32;
+constexpr int kFoldLoads = 8;  // under way at once in a thread
 
 struct FoldParams {
   WindowAttentionBwdParams problem;
   Parts parts;
   int32_t chunks[3];  // of 32 elements a block: of a head's dbias, dlogit_scale and dpad_value
-  int32_t entries;    // of a head's relative bias
+  int32_t entries;    // of a head's relative bias, where parts are dense
 
   FoldParams(const WindowAttentionBwdParams& problem_, const Parts& parts_) : problem(problem_), parts(parts_) {
-    const int32_t area = problem.window_area();
-    chunks[0] = problem.bias_form != BiasForm::kNone ? (area * area + 31) / 32 : 0;
+    chunks[0] = problem.bias_form != BiasForm::kNone ? (parts.bias_size + 31) / 32 : 0;
     chunks[1] = problem.logit_scale != nullptr ? 1 : 0;
     chunks[2] = problem.pad_value != nullptr ? (2 * problem.hd + 31) / 32 : 0;
-    entries = problem.bias_form == BiasForm::kRelative
-                  ? (2 * problem.window_size[0] - 1) * (2 * problem.window_size[1] - 1)
-                  : 0;
+    entries = parts.dbias_sum != nullptr ? relative_entries(problem) : 0;
   }
   SWIN_FAST_HOST_DEVICE int32_t chunks_of_head() const { return chunks[0] + chunks[1] + chunks[2]; }
 };
 
-// Computes: dbias of a dense bias, or the dense gradient of a relative one; dlogit_scale; dpad_value.
+// Computes: dbias, or the dense gradient of a relative bias, where parts are dense; dlogit_scale; dpad_value.
 // Grid:     nH * chunks_of_head() of kFoldThreads; a block has 32 neighbouring elements of a head's gradients.
 // Memory:   reads each part once, a warp 128 bytes at a time.
-// Numerics: float32. Warp w adds the parts of owners w, w + 8, ...; the sums of the eight warps are added in order. So
-//           a thread waits for a few dozen loads where there are hundreds of owners.
+// Numerics: float32. Warp w adds the parts of owners w, w + 16, ...; the sums of the warps are added in order. Eight
+//           loads are under way at once: one round of them where there are 128 owners.
 // Source:   written for this project.
 template <class T>
 __global__ void __launch_bounds__(kFoldThreads) fold_parts(const FoldParams p) {
@@ -79,7 +128,7 @@ __global__ void __launch_bounds__(kFoldThreads) fold_parts(const FoldParams p) {
   if (!of_bias) chunk -= p.chunks[0];
   const bool of_scale = !of_bias && chunk < p.chunks[1];
   if (!of_bias && !of_scale) chunk -= p.chunks[1];
-  const int32_t area = problem.window_area(), size = of_bias ? area * area : of_scale ? 1 : 2 * problem.hd;
+  const int32_t size = of_bias ? p.parts.bias_size : of_scale ? 1 : 2 * problem.hd;
   const float* const from = of_bias ? p.parts.dbias : of_scale ? p.parts.dlogit_scale : p.parts.dpad_value;
   const int element = chunk * 32 + lane;
   const bool exists = element < size;
@@ -87,15 +136,15 @@ __global__ void __launch_bounds__(kFoldThreads) fold_parts(const FoldParams p) {
   if (exists) {
     const int64_t owners = p.parts.owners;
     const float* const own = from + head * owners * size + element;
-    for (int64_t owner = warp; owner < owners; owner += 4 * kFoldWarps) {
-      float part[4];  // four loads under way at once
+    for (int64_t owner = warp; owner < owners; owner += kFoldLoads * kFoldWarps) {
+      float part[kFoldLoads];
       SWIN_FAST_UNROLL
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < kFoldLoads; ++i) {
         const int64_t at = owner + i * kFoldWarps;
         part[i] = at < owners ? load_global<float>(own + at * size) : 0.0f;
       }
       SWIN_FAST_UNROLL
-      for (int i = 0; i < 4; ++i) sum += part[i];
+      for (int i = 0; i < kFoldLoads; ++i) sum += part[i];
     }
   }
   char* const sums = shared_memory() + 4 * lane;
@@ -133,15 +182,12 @@ __global__ void __launch_bounds__(kThreads) fold_relative(const FoldParams p) {
   const int64_t of_all = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + (threadIdx.x >> 5);
   if (of_all >= int64_t{problem.nH} * p.entries) return;
   const int head = static_cast<int>(of_all / p.entries), entry = static_cast<int>(of_all - int64_t{head} * p.entries);
-  const int Wh = problem.window_size[0], Ww = problem.window_size[1], area = Wh * Ww;
-  const int dy = entry / (2 * Ww - 1) - (Wh - 1), dx = entry % (2 * Ww - 1) - (Ww - 1);
-  const int rows = Wh - (dy < 0 ? -dy : dy), columns = Ww - (dx < 0 ? -dx : dx);
-  const float* const dense = p.parts.dbias_sum + int64_t{head} * area * area;
+  const RelativeEntry pairs(problem, entry);
+  const float* const dense = p.parts.dbias_sum + int64_t{head} * p.parts.bias_size;
   float sum = 0.0f;
-  for (int i = lane; i < rows * columns; i += 32) {
-    const int row = i / columns, column = i - row * columns;
-    const int query = (row + (dy > 0 ? dy : 0)) * Ww + column + (dx > 0 ? dx : 0);
-    sum += load_global<float>(dense + query * area + query - dy * Ww - dx);
+  for (int i = lane; i < pairs.rows * pairs.columns; i += 32) {
+    const int row = i / pairs.columns;
+    sum += load_global<float>(dense + pairs.pair(row, i - row * pairs.columns));
   }
   SWIN_FAST_UNROLL
   for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);

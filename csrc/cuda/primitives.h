@@ -41,6 +41,10 @@ struct alignas(16) Float4 {
   float x, y, z, w;
 };
 
+struct alignas(8) UInt2 {
+  uint32_t x, y;
+};
+
 struct alignas(16) UInt4 {
   uint32_t x, y, z, w;
 };
@@ -235,6 +239,34 @@ SWIN_FAST_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
                : "memory");
 }
 
+// The way back: lane l writes r[i] to matrix i as it would read it, one, two or four of them; row j of matrix i is at
+// the address that lane 8 * i + j gives, those of the lanes behind are not used. Before sm_90 each lane asks for the
+// address of its row and writes its four bytes.
+template <int kMatrices>
+SWIN_FAST_DEVICE void stmatrix(void* row, const uint32_t (&r)[kMatrices]) {
+  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "what there is an instruction for");
+  const uint32_t address = shared_address(row);
+#if __CUDA_ARCH__ >= 900
+  if constexpr (kMatrices == 1) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(address), "r"(r[0]) : "memory");
+  } else if constexpr (kMatrices == 2) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(r[0]), "r"(r[1])
+                 : "memory");
+  } else {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]),
+                 "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+  }
+#else
+  const uint32_t lane = threadIdx.x & 31;
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < kMatrices; ++i) {
+    const uint32_t to = shuffle(address, 8 * i + static_cast<int>(lane / 4)) + lane % 4 * 4;
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(r[i]) : "memory");
+  }
+#endif
+}
+
 // Computes  d += a @ b  for a of 16 x 16, b of 16 x 8 and d of 16 x 8. With g = lane / 4 and t = 2 * (lane % 4), and
 // pairs of neighbours: a[0] = a(g, t), a[1] = a(g + 8, t), a[2] = a(g, t + 8), a[3] = a(g + 8, t + 8);
 // b0 = b(t, g), b(t + 1, g), b1 = b(t + 8, g), b(t + 9, g); d[0], d[1] = d(g, t), and d[2], d[3] = d(g + 8, t).
@@ -254,6 +286,22 @@ SWIN_FAST_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+// The same for a of 16 x 8 and b of 8 x 8: half of the registers of a, and b0.
+template <class T>
+SWIN_FAST_DEVICE void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+  static_assert(is_element<T>, "T is Half16 or BFloat16");
+  if constexpr (is_half<T>) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b0));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b0));
   }
 }
 

@@ -21,7 +21,7 @@ void SmallWindowsBwd<T>::launch(const WindowAttentionBwdParams& problem, const G
   with_window<7, 8>(problem, [&](auto window) {
     constexpr int kWindow = decltype(window)::value;
     SmallBwdParams p = cut_small_bwd<kWindow>(problem, gpu.multiprocessors, gpu.shared_memory);
-    p.parts = Parts::at(scratch, problem, p.parts.owners);
+    p.parts = Parts::at(scratch, problem, p.parts.owners, PartOfBias::kReady);
     with_constant(problem.logit_scale != nullptr, [&](auto cosine) {
       with_constant(aligned(problem), [&](auto chunks) {
         launcher(small_windows_bwd<T, kWindow, decltype(cosine)::value, decltype(chunks)::value>,

@@ -14,7 +14,7 @@ template __global__ void fold_relative<kFoldThreads>(const FoldParams);
 BUGS = {
     "no barrier before warps are added": Bug("  sync_threads();\n  if (warp", "  if (warp"),
     "one warp is left out": Bug("for (int i = 1; i < kFoldWarps; ++i)", "for (int i = 1; i < kFoldWarps - 1; ++i)"),
-    "owners are left out": Bug("owner += 4 * kFoldWarps", "owner += 5 * kFoldWarps"),
+    "owners are left out": Bug("owner += kFoldLoads * kFoldWarps", "owner += (kFoldLoads + 1) * kFoldWarps"),
     "owners that do not exist are read": Bug("part[i] = at < owners ?", "part[i] = at <= owners ?"),
     "elements that do not exist are read": Bug("const bool exists = element < size;", "const bool exists = true;"),
     "parts of the first head for all": Bug("from + head * owners * size + element", "from + element"),
@@ -26,7 +26,9 @@ BUGS = {
         "p.entries > 0 ? p.parts.dbias_sum : problem.dbias", "p.parts.dbias_sum != nullptr ? problem.dbias : nullptr"
     ),
     "pieces of scratch memory overlap": Bug("(floats + 3) / 4 * 16", "floats / 4 * 16"),
-    "entries of the first head for all": Bug("p.parts.dbias_sum + int64_t{head} * area * area", "p.parts.dbias_sum"),
+    "entries of the first head for all": Bug(
+        "p.parts.dbias_sum + int64_t{head} * p.parts.bias_size", "p.parts.dbias_sum"
+    ),
     "query and key swapped": Bug("query - dy * Ww - dx", "query + dy * Ww + dx"),
     "rows of pairs of another difference": Bug("(row + (dy > 0 ? dy : 0)) * Ww", "(row + (dy < 0 ? -dy : 0)) * Ww"),
     "lanes are left out": Bug("for (int mask = 16; mask > 0", "for (int mask = 8; mask > 0"),

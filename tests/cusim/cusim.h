@@ -100,7 +100,8 @@ struct Options {
 struct Counters {
   uint64_t mma = 0;
   uint64_t ldmatrix = 0;
-  uint64_t ldmatrix_bank_conflicts = 0;  // times that 8 rows had to be fetched once more
+  uint64_t stmatrix = 0;
+  uint64_t ldmatrix_bank_conflicts = 0;  // times that 8 rows had to be fetched, or written, once more
   uint64_t shuffles = 0;
   uint64_t votes = 0;
   uint64_t warp_barriers = 0;
@@ -119,6 +120,7 @@ struct Counters {
   std::vector<std::pair<const char*, uint64_t>> all() const {
     return {{"mma", mma},
             {"ldmatrix", ldmatrix},
+            {"stmatrix", stmatrix},
             {"ldmatrix_bank_conflicts", ldmatrix_bank_conflicts},
             {"shuffles", shuffles},
             {"votes", votes},
@@ -153,6 +155,9 @@ enum class WarpOperation {
   ldmatrix_x2_trans,
   ldmatrix_x4,
   ldmatrix_x4_trans,
+  stmatrix_x1,
+  stmatrix_x2,
+  stmatrix_x4,
   mma_half,
   mma_bfloat16
 };

@@ -92,6 +92,20 @@ inline uint32_t receive_element(size_t offset, const Thread& receiver, const Sit
   return element;
 }
 
+// Where the eight rows of matrix i lie, by the addresses that the lanes have given.
+template <class Arguments>
+void find_rows(const Warp& warp, int i, const char* what, const Site& site, size_t (&rows)[8]) {
+  // Eight rows of 16 bytes fill the 128 bytes of all banks once, unless two distinct ones want the same banks.
+  unsigned wanted[8] = {};
+  unsigned passes = 1;
+  for (int j = 0; j < 8; j++) {
+    const Thread& lane = *warp.lanes[8 * i + j];
+    rows[j] = checked_offset(static_cast<Arguments*>(lane.arguments)->row, 16, what, site, lane);
+    if (std::find(rows, rows + j, rows[j]) == rows + j) passes = std::max(passes, ++wanted[rows[j] / 16 % 8]);
+  }
+  Launch::running->report.counters.ldmatrix_bank_conflicts += passes - 1;
+}
+
 template <int kMatrices>
 void load_matrices(uint32_t (&r)[kMatrices], const void* row, bool transposed, const Site& site) {
   struct Arguments {
@@ -103,18 +117,9 @@ void load_matrices(uint32_t (&r)[kMatrices], const void* row, bool transposed, c
                                       ? (kFour ? WarpOperation::ldmatrix_x4_trans : WarpOperation::ldmatrix_x2_trans)
                                       : (kFour ? WarpOperation::ldmatrix_x4 : WarpOperation::ldmatrix_x2);
   Launch::running->warp_wide(operation, site, &arguments, [transposed, &site](Warp& warp) {
-    Counters& counters = Launch::running->report.counters;
     for (int i = 0; i < kMatrices; i++) {
       size_t rows[8];
-      // Eight rows of 16 bytes fill the 128 bytes of all banks once, unless two distinct ones want the same banks.
-      unsigned wanted[8] = {};
-      unsigned passes = 1;
-      for (int j = 0; j < 8; j++) {
-        const Thread& lane = *warp.lanes[8 * i + j];
-        rows[j] = checked_offset(static_cast<Arguments*>(lane.arguments)->row, 16, "a row of ldmatrix", site, lane);
-        if (std::find(rows, rows + j, rows[j]) == rows + j) passes = std::max(passes, ++wanted[rows[j] / 16 % 8]);
-      }
-      counters.ldmatrix_bank_conflicts += passes - 1;
+      find_rows<Arguments>(warp, i, "a row of ldmatrix", site, rows);
       for (unsigned l = 0; l < kWarpSize; l++) {
         const unsigned g = l / 4;
         const unsigned t = 2 * (l % 4);
@@ -125,7 +130,33 @@ void load_matrices(uint32_t (&r)[kMatrices], const void* row, bool transposed, c
             receive_element(low, lane, site) | receive_element(high, lane, site) << 16;
       }
     }
-    counters.ldmatrix++;
+    Launch::running->report.counters.ldmatrix++;
+  });
+}
+
+// The other way: each lane writes its two elements of a row, and must be allowed to.
+template <int kMatrices>
+void store_matrices(const void* row, const uint32_t (&r)[kMatrices], const Site& site) {
+  struct Arguments {
+    const uint32_t* r;
+    const void* row;
+  } arguments{r, row};
+  constexpr WarpOperation operation = kMatrices == 4   ? WarpOperation::stmatrix_x4
+                                      : kMatrices == 2 ? WarpOperation::stmatrix_x2
+                                                       : WarpOperation::stmatrix_x1;
+  Launch::running->warp_wide(operation, site, &arguments, [&site](Warp& warp) {
+    Launch& launch = *Launch::running;
+    for (int i = 0; i < kMatrices; i++) {
+      size_t rows[8];
+      find_rows<Arguments>(warp, i, "a row of stmatrix", site, rows);
+      for (unsigned l = 0; l < kWarpSize; l++) {
+        const Thread& lane = *warp.lanes[l];
+        const size_t offset = rows[l / 4] + 4 * (l % 4);
+        check_race(launch.shared.write(offset, 4, launch.now(lane)), offset, site, lane);
+        std::memcpy(launch.shared.data(offset), &static_cast<Arguments*>(lane.arguments)->r[i], 4);
+      }
+    }
+    launch.report.counters.stmatrix++;
   });
 }
 
@@ -279,6 +310,12 @@ inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, CUSIM_SITE) {
   cusim::load_matrices(r, row, true, site);
 }
 
+template <int kMatrices>
+void stmatrix(void* row, const uint32_t (&r)[kMatrices], CUSIM_SITE) {
+  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "what there is an instruction for");
+  cusim::store_matrices(row, r, site);
+}
+
 template <class T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, CUSIM_SITE) {
   struct Arguments {
@@ -315,6 +352,11 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
     }
     cusim::Launch::running->report.counters.mma++;
   });
+}
+
+template <class T>
+void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, CUSIM_SITE) {
+  mma_m16n8k16<T>(d, {a0, a1, 0, 0}, b0, 0, site);  // products of zeros, which change no sum
 }
 
 inline float exp2_approx(float x) {

@@ -102,7 +102,7 @@ uint32_t element_in(uint32_t pair, int half) { return half == 0 ? pair & 0xffff 
 
 void put(uint32_t* pair, int half, uint16_t element) { *pair |= static_cast<uint32_t>(element) << (16 * half); }
 
-template <class T>
+template <class T, int kDepth>
 double largest_mma_error(cusim::Math math, uint32_t seed, float spread) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
@@ -115,12 +115,12 @@ double largest_mma_error(cusim::Math math, uint32_t seed, float spread) {
     return element;
   };
   for (int row = 0; row < 16; row++) {
-    for (int column = 0; column < 16; column++) {  // A: row-major halves of 8 x 8, the rows first
+    for (int column = 0; column < kDepth; column++) {  // A: row-major halves of 8 x 8, the rows first
       const int lane = row % 8 * 4 + column % 8 / 2;
       put(&a_registers[lane][row / 8 + 2 * (column / 8)], column % 2, draw(&a[row][column]));
     }
   }
-  for (int k = 0; k < 16; k++) {
+  for (int k = 0; k < kDepth; k++) {
     for (int n = 0; n < 8; n++) put(&b_registers[n * 4 + k % 8 / 2][k / 8], k % 2, draw(&b[k][n]));
   }
   for (int row = 0; row < 16; row++) {
@@ -135,7 +135,11 @@ double largest_mma_error(cusim::Math math, uint32_t seed, float spread) {
   options.seed = seed;
   const Report report = cusim::launch(options, 1, 32, 0, [&] {
     const unsigned lane = threadIdx.x;
-    mma_m16n8k16<T>(d_registers[lane], a_registers[lane], b_registers[lane][0], b_registers[lane][1]);
+    if constexpr (kDepth == 16) {
+      mma_m16n8k16<T>(d_registers[lane], a_registers[lane], b_registers[lane][0], b_registers[lane][1]);
+    } else {
+      mma_m16n8k8<T>(d_registers[lane], a_registers[lane][0], a_registers[lane][1], b_registers[lane][0]);
+    }
   });
   if (!report.faults.empty() || report.counters.mma != 1) return INFINITY;
   double largest = 0;
@@ -143,7 +147,7 @@ double largest_mma_error(cusim::Math math, uint32_t seed, float spread) {
     for (int column = 0; column < 8; column++) {
       double sum = c[row][column];
       double greatest = std::fabs(sum);
-      for (int k = 0; k < 16; k++) {
+      for (int k = 0; k < kDepth; k++) {
         sum += a[row][k] * b[k][column];
         greatest = std::max(greatest, std::fabs(a[row][k] * b[k][column]));
       }
@@ -154,15 +158,15 @@ double largest_mma_error(cusim::Math math, uint32_t seed, float spread) {
   return largest;
 }
 
-template <class T>
+template <class T, int kDepth>
 void test_mma() {
   double exact = 0, hardware = 0;
   for (uint32_t seed = 1; seed <= 40; seed++) {
     const float spread = is_half<T> ? 1.f : 4.f;
-    exact = std::max(exact, largest_mma_error<T>(cusim::Math::exact, seed, spread));
-    hardware = std::max(hardware, largest_mma_error<T>(cusim::Math::hardware_like, seed, spread));
+    exact = std::max(exact, largest_mma_error<T, kDepth>(cusim::Math::exact, seed, spread));
+    hardware = std::max(hardware, largest_mma_error<T, kDepth>(cusim::Math::hardware_like, seed, spread));
   }
-  const std::string name = type_name<T>();
+  const std::string name = std::string(type_name<T>()) + ", of " + std::to_string(kDepth);
   check(exact < 1e-6, "mma " + name + ", exact", std::to_string(exact));
   // Each of 18 terms may lose one unit of the largest, whose exponent may be one off, and so may two sums.
   check(hardware < 6e-6 && hardware > 2 * exact, "mma " + name + ", hardware-like: off, but not far",
@@ -229,6 +233,31 @@ void test_ldmatrix() {
   check(conflicts(16) == 0 && conflicts(32) == 4 && conflicts(64) == 12 && conflicts(128) == 28 && conflicts(0) == 0 &&
             conflicts(112) == 0,
         "bank conflicts of rows 16, 32, 64, 128, 0 and 112 bytes apart");
+}
+
+// What is stored comes back, from rows in shuffled places; and two rows in the same banks are a conflict.
+template <int kMatrices>
+void test_stmatrix() {
+  uint32_t back[32][4] = {};
+  const auto place = [](int row) { return shared_memory() + row * 11 % 32 * 16; };
+  const Report report = cusim::launch({}, 1, 32, 1024, [&] {
+    const int lane = static_cast<int>(threadIdx.x);
+    store_shared(place(lane), UInt4{});
+    sync_warp();
+    uint32_t own[kMatrices];
+    for (int i = 0; i < kMatrices; i++) own[i] = static_cast<uint32_t>(1000 + 32 * i + lane);
+    stmatrix(lane < 8 * kMatrices ? place(lane) : nullptr, own);
+    sync_warp();
+    ldmatrix_x4(back[lane], place(lane));
+    if (kMatrices == 1) stmatrix(shared_memory() + 512 + lane % 4 * 128 + lane / 4 % 2 * 64, own);
+  });
+  if (!clean(report, "stmatrix")) return;
+  bool ok = report.counters.ldmatrix_bank_conflicts == (kMatrices == 1 ? 3 : 0);
+  for (int lane = 0; lane < 32; lane++) {
+    for (int i = 0; i < 4; i++)
+      ok &= back[lane][i] == (i < kMatrices ? static_cast<uint32_t>(1000 + 32 * i + lane) : 0);
+  }
+  check(ok, "stmatrix of " + std::to_string(kMatrices));
 }
 
 void test_exchange() {
@@ -406,10 +435,15 @@ int main() {
   const auto start = std::chrono::steady_clock::now();
   test_formats<Half16>();
   test_formats<BFloat16>();
-  test_mma<Half16>();
-  test_mma<BFloat16>();
+  test_mma<Half16, 16>();
+  test_mma<Half16, 8>();
+  test_mma<BFloat16, 16>();
+  test_mma<BFloat16, 8>();
   test_mma_alignment();
   test_ldmatrix();
+  test_stmatrix<1>();
+  test_stmatrix<2>();
+  test_stmatrix<4>();
   test_exchange();
   test_copies();
   test_copy_times();

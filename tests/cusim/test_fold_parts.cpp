@@ -7,6 +7,7 @@
 namespace swin_fast_test {
 namespace {
 
+using swin_fast::cuda::PartOfBias;
 using swin_fast::cuda::Parts;
 
 struct Folded {
@@ -14,7 +15,7 @@ struct Folded {
 };
 
 // The parts, in memory that ends or begins where they do.
-Folded fold(const Problem& problem, int owners, const std::vector<float>& values, uint64_t seed) {
+Folded fold(const Problem& problem, int owners, PartOfBias form, const std::vector<float>& values, uint64_t seed) {
   const GuardSide side = seed % 2 == 0 ? GuardSide::kEnd : GuardSide::kBegin;
   const auto dbias = output_buffer(problem.bias_size(), ScalarType::kFloat32, side);
   const auto dlogit_scale = output_buffer(problem.logit_scale_size(), ScalarType::kFloat32, side);
@@ -29,15 +30,15 @@ Folded fold(const Problem& problem, int owners, const std::vector<float>& values
   p.dlogit_scale = reinterpret_cast<float*>(dlogit_scale->data());
   p.dpad_value = dpad_value->data();
   const auto scratch =
-      output_buffer(static_cast<int64_t>(Parts::at(nullptr, p, owners).bytes / 4), ScalarType::kFloat32, side);
-  const Parts parts = Parts::at(scratch->data(), p, owners);
+      output_buffer(static_cast<int64_t>(Parts::at(nullptr, p, owners, form).bytes / 4), ScalarType::kFloat32, side);
+  const Parts parts = Parts::at(scratch->data(), p, owners, form);
   const float* next = values.data();
   const auto fill = [&](float* part, int64_t size) {
     if (part == nullptr) return;
     std::copy_n(next, size * problem.nH * owners, part);
     next += size * problem.nH * owners;
   };
-  if (problem.bias_form != BiasForm::kNone) fill(parts.dbias, problem.area() * problem.area());
+  if (problem.bias_form != BiasForm::kNone) fill(parts.dbias, parts.bias_size);
   if (problem.cosine) fill(parts.dlogit_scale, 1);
   if (problem.has_pad_value) fill(parts.dpad_value, 2 * problem.hd);
   cusim::Options options;
@@ -66,8 +67,9 @@ void check_sums(const Tensor& got, const Expected& expected, const char* name) {
   of_all = std::max(of_all, worst);
 }
 
-void test_fold(const Problem& problem, int owners) {
-  set_context(problem.name() + " owners=" + std::to_string(owners));
+void test_fold(const Problem& problem, int owners, PartOfBias form = PartOfBias::kDense) {
+  const bool ready = form == PartOfBias::kReady;
+  set_context(problem.name() + " owners=" + std::to_string(owners) + (ready ? ", ready" : ""));
   std::mt19937_64 generator(problem.area() * 31 + owners);
   std::normal_distribution<float> normal;
   std::vector<float> values(static_cast<size_t>(problem.nH * owners) *
@@ -88,8 +90,9 @@ void test_fold(const Problem& problem, int owners) {
     }
   };
   const int64_t area = problem.area();
-  sum_up(problem.bias_form != BiasForm::kNone, area * area, &expected.dbias, [&](int head, int64_t pair) {
-    if (problem.bias_form == BiasForm::kDense) return head * area * area + pair;
+  const int64_t of_head = ready ? problem.bias_size() / problem.nH : area * area;
+  sum_up(problem.bias_form != BiasForm::kNone, of_head, &expected.dbias, [&](int head, int64_t pair) {
+    if (ready || problem.bias_form == BiasForm::kDense) return head * of_head + pair;
     const int64_t query = pair / area, key = pair % area;
     const int64_t dy = query / problem.ww - key / problem.ww, dx = query % problem.ww - key % problem.ww;
     return (int64_t{head} * (2 * problem.wh - 1) + dy + problem.wh - 1) * (2 * problem.ww - 1) + dx + problem.ww - 1;
@@ -98,11 +101,11 @@ void test_fold(const Problem& problem, int owners) {
   sum_up(problem.has_pad_value, 2 * problem.hd, &expected.dpad_value,
          [&](int head, int64_t i) { return ((1 + i / problem.hd) * problem.nH + head) * problem.hd + i % problem.hd; });
 
-  const Folded first = fold(problem, owners, values, 0);
+  const Folded first = fold(problem, owners, form, values, 0);
   check_sums(first.dbias, expected.dbias, "dbias");
   check_sums(first.dlogit_scale, expected.dlogit_scale, "dlogit_scale");
   check_sums(first.dpad_value, expected.dpad_value, "dpad_value");
-  const Folded again = fold(problem, owners, values, 7);
+  const Folded again = fold(problem, owners, form, values, 7);
   for (const auto& part : {&Folded::dbias, &Folded::dlogit_scale, &Folded::dpad_value}) {
     report().check(same_bits(first.*part, 0, again.*part, 0, (first.*part).size()), "a sum depends on the schedule");
   }
@@ -123,7 +126,8 @@ size_t test_all(bool quick) {
         p.cosine = owners != 9;
         p.has_pad_value = owners != 1;
         test_fold(p, owners);
-        ++count;
+        test_fold(p, owners, PartOfBias::kReady);
+        count += 2;
       }
     }
   }

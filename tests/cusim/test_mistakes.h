@@ -36,6 +36,10 @@ inline void test_races() {
     any_lane(shuffle(1.f, 0) == 1.f);
     load_shared<float>(next());
   });
+  mistake(FaultKind::race, "stmatrix, then load without sync_warp", [&] {
+    stmatrix(shared_memory() + 512 * (threadIdx.x / 32) + threadIdx.x % 32 * 16, {1, 2, 3, 4});
+    load_shared<uint32_t>(shared_memory() + 512 * (threadIdx.x / 32) + (threadIdx.x + 1) % 32 * 16);
+  });
   mistake(FaultKind::race, "ldmatrix taken for a barrier before its rows are written again", [&] {
     store_shared(mine(), UInt4{});
     sync_warp();
@@ -147,6 +151,10 @@ inline void test_addresses() {
   mistake(FaultKind::out_of_shared_memory, "a row of ldmatrix past the end", [] {
     uint32_t r[4];
     ldmatrix_x4(r, shared_memory() + 1552 + threadIdx.x % 32 * 16);
+  });
+  mistake(FaultKind::out_of_shared_memory, "a row of stmatrix past the end", [] {
+    const uint32_t r[2] = {};
+    stmatrix(shared_memory() + 1808 + threadIdx.x % 32 * 16, r);
   });
   mistake(FaultKind::out_of_shared_memory, "an address of global memory", [] { load_shared<float>(global); });
   mistake(FaultKind::red_zone, "a plain store below the beginning", [] {

@@ -12,7 +12,7 @@ void launch(const swin_fast::WindowAttentionBwdParams& problem, const Schedule& 
   using namespace swin_fast::cuda;
   SmallBwdParams p = cut_small_bwd<kWindow>(problem, schedule.multiprocessors, kSharedMemory);
   const auto scratch = output_buffer(static_cast<int64_t>(p.parts.bytes / 4), ScalarType::kFloat32, schedule.side());
-  p.parts = Parts::at(scratch->data(), problem, p.parts.owners);
+  p.parts = Parts::at(scratch->data(), problem, p.parts.owners, PartOfBias::kReady);
   const auto run = [&](auto kernel, uint32_t blocks, int threads, size_t shared_bytes, const auto& params) {
     judge_report(cusim::launch(schedule.options(), blocks, static_cast<unsigned>(threads), shared_bytes,
                                [&] { kernel(params); }));
