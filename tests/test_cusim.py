@@ -104,6 +104,7 @@ __global__ void __launch_bounds__(128) every_primitive(const char* in, char* out
   copy_async_wait<1>();
   copy_async_wait<0>();
   sync_threads();
+  sync_team(threadIdx.x / 64, 64);
   uint32_t four[4], four_transposed[4], two[2], two_transposed[2];
   ldmatrix_x4(four, memory + 16 * threadIdx.x);
   ldmatrix_x4_trans(four_transposed, memory + 16 * threadIdx.x);

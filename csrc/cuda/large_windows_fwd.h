@@ -55,25 +55,12 @@ LargeFwdPlan cut_large_fwd(const WindowAttentionFwdParams& problem, int multipro
     static_assert(kHd == Sizes::kHd, "square windows have head dimension 32");
     plan.compact = problem.bias_form != BiasForm::kDense;
     p.bias = {Sizes::kRowTiles, 2 * Sizes::kRowTiles, plan.compact ? Sizes::kPanel : 0, heads_with_bias};
-    // Warps: eight at most, for that many registers there are. The smallest team that leaves none out.
-    const int64_t wanted = std::max(int64_t{1}, ceil_div(units, multiprocessors));
-    int most = 0;
-    for (int team = 1; team <= std::min(8, Sizes::kGroups); ++team) {
-      if (Sizes::kGroups % team != 0) continue;
-      int windows = 0;
-      while (windows < wanted && (windows + 1) * team <= 8 &&
-             Sizes::shared_bytes(plan.compact, team, windows + 1) <= shared_memory) {
-        ++windows;
-      }
-      if (windows * team <= most) continue;
-      most = windows * team;
-      p.team = team;
-      p.windows = windows;
-    }
-    p.warps = p.team * p.windows;
+    const int64_t wanted = std::min(int64_t{Sizes::kMostWindows}, ceil_div(units, multiprocessors));
+    while (p.windows < wanted && Sizes::shared_bytes(plan.compact, p.windows + 1) <= shared_memory) ++p.windows;
+    p.warps = Sizes::kTeam * p.windows;
     p.rounds = static_cast<int32_t>(ceil_div(p.all.of_all, p.windows));
     p.blocks = static_cast<int32_t>(std::min(int64_t{multiprocessors}, int64_t{problem.nH} * p.rounds));
-    plan.shared_bytes = Sizes::shared_bytes(plan.compact, p.team, p.windows);
+    plan.shared_bytes = Sizes::shared_bytes(plan.compact, p.windows);
   } else {
     using Sizes = StreamSizes<kHd>;
     const int tokens = problem.window_area();

@@ -16,9 +16,13 @@
 #ifdef SWIN_FAST_CUSIM
 #define SWIN_FAST_DEVICE inline
 #define SWIN_FAST_UNROLL  // gcc would warn about the pragma
+#define SWIN_FAST_UNROLL_4
+#define SWIN_FAST_NO_UNROLL
 #else
 #define SWIN_FAST_DEVICE __device__ __forceinline__
 #define SWIN_FAST_UNROLL _Pragma("unroll")
+#define SWIN_FAST_UNROLL_4 _Pragma("unroll 4")
+#define SWIN_FAST_NO_UNROLL _Pragma("unroll 1")
 #endif
 
 namespace swin_fast::cuda {
@@ -199,6 +203,12 @@ SWIN_FAST_DEVICE void copy_async_wait() {
 
 SWIN_FAST_DEVICE void sync_threads() { __syncthreads(); }
 SWIN_FAST_DEVICE void sync_warp() { __syncwarp(); }
+
+// A barrier of a team: threads team * threads to (team + 1) * threads - 1 of the block, whole warps. At most 15 teams,
+// and all of a kernel's are of one size.
+SWIN_FAST_DEVICE void sync_team(int team, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "r"(threads) : "memory");
+}
 
 SWIN_FAST_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 SWIN_FAST_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }

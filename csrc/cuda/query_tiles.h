@@ -29,10 +29,12 @@ struct KeyRows {
 };
 
 // kTiles tiles of 16 queries, and kKeyTiles tiles of 8 keys in a block. Lane 4g + t has rows g and g + 8 of each tile.
-// Of a slab of q and k it holds the elements 8t to 8t + 7 of a row, where mma has 2t, 2t + 1, 2t + 8, 2t + 9 and so on:
-// the order in which products are summed does not matter, so that a row comes from memory 16 bytes a lane.
-template <class T, int kHd, int kTiles, int kKeyTiles, bool kCosine>
+// With kStaged queries come through shared memory. Without, from global memory, 16 bytes a lane: of a slab of q and k a
+// lane then holds the elements 8t to 8t + 7 of a row, where mma has 2t, 2t + 1, 2t + 8, 2t + 9 and so on; the order in
+// which products are summed does not matter.
+template <class T, int kHd, int kTiles, int kKeyTiles, bool kCosine, bool kStaged = false>
 struct RowTiles {
+  static_assert(!kStaged || kHd == 32, "one slab");
   using Rows = KeyRows<kHd>;
   // By less it is not worth to shrink what was summed: weights of up to 2^8 are as exact, and far from the largest
   // number of float16.
@@ -57,6 +59,18 @@ struct RowTiles {
     q[tile][slab][0][half + 2] = chunk.y;
     q[tile][slab][1][half] = chunk.z;
     q[tile][slab][1][half + 2] = chunk.w;
+  }
+
+  // From shared memory, as KeyRows.
+  SWIN_FAST_DEVICE void set_queries(const char* rows) {
+    static_assert(kStaged, "else the keys have another order");
+    SWIN_FAST_UNROLL
+    for (int r = 0; r < kTiles; ++r) {
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        ldmatrix_x4(q[r][0][i], rows + r * 16 * Rows::kBytes + Rows::at(lane & 15, 2 * i + (lane >> 4)));
+      }
+    }
   }
 
   // After the queries are set. `factor` is that of the scores in base 2.
@@ -87,6 +101,17 @@ struct RowTiles {
   SWIN_FAST_DEVICE UInt4 key_chunk(const char* k, int tile, int slab) const {
     if (kHd == 16 && (lane & 3) >= Rows::kChunks) return {0, 0, 0, 0};
     return load_shared<UInt4>(k + tile * 8 * Rows::kBytes + Rows::at(lane >> 2, slab * 4 + (lane & 3)));
+  }
+
+  // The right sides of both products with a slab of a tile of keys.
+  SWIN_FAST_DEVICE UInt4 key_fragments(const char* k, int tile, int slab) const {
+    if constexpr (kStaged) {
+      uint32_t four[4];
+      ldmatrix_x4(four, k + tile * 8 * Rows::kBytes + Rows::at(lane & 7, lane >> 3));
+      return {four[0], four[1], four[2], four[3]};
+    } else {
+      return key_chunk(k, tile, slab);
+    }
   }
 
   // The tops become those of all lanes; what has been summed relative to the tops before shrinks by the difference.
@@ -125,20 +150,23 @@ struct RowTiles {
     sync_warp();
   }
 
-  // One block of keys: its rows of k and v, with cosine attention their norms inverted; bias(tile of queries, tile of
-  // keys) as fragments in base 2; and with a border, the regions of its keys and of the rows, 16 bits each, and
-  // mask_value in base 2.
-  template <bool kBorder, class Bias>
-  SWIN_FAST_DEVICE void attend(const char* k, const char* v, const char* key_norms, const Bias& bias,
-                               const char* key_regions, const char* regions_of_rows, float mask) {
-    const int pair = (lane & 3) * 2;
-    uint32_t row_regions[kTiles][2] = {};
-    if (kBorder) {
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < 2 * kTiles; ++i) {
-        row_regions[i >> 1][i & 1] = load_shared<uint16_t>(regions_of_rows + (i * 8 + (lane >> 2)) * 2);
-      }
+  using Regions = uint32_t[kTiles][2];
+  // Of rows, 16 bits each in shared memory.
+  SWIN_FAST_DEVICE void load_regions(const char* of_rows, Regions& regions) const {
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < 2 * kTiles; ++i) {
+      regions[i >> 1][i & 1] = load_shared<uint16_t>(of_rows + (i * 8 + (lane >> 2)) * 2);
     }
+  }
+
+  // One block of keys: its rows of k and v, with cosine attention their norms inverted; bias(tile of queries, tile of
+  // keys) as fragments in base 2; and with a border, the regions of its keys, 16 bits each, and of the rows, and
+  // mask_value in base 2. Without kOnline weights are relative to a score of 0, which costs no maxima and no
+  // differences, a third of all instructions; whether that went well sums_in_range() tells in the end.
+  template <bool kBorder, bool kOnline, class Bias>
+  SWIN_FAST_DEVICE void attend(const char* k, const char* v, const char* key_norms, const Bias& bias,
+                               const char* key_regions, const Regions& row_regions, float mask) {
+    const int pair = (lane & 3) * 2;
     float s[kTiles][kKeyTiles][4];
     float largest[kTiles][2];
     SWIN_FAST_UNROLL
@@ -150,7 +178,7 @@ struct RowTiles {
     for (int j = 0; j < kKeyTiles; ++j) {
       UInt4 key[Rows::kSlabs];
       SWIN_FAST_UNROLL
-      for (int slab = 0; slab < Rows::kSlabs; ++slab) key[slab] = key_chunk(k, j, slab);
+      for (int slab = 0; slab < Rows::kSlabs; ++slab) key[slab] = key_fragments(k, j, slab);
       float of_key[2] = {1.0f, 1.0f};
       if (kCosine) {
         const auto two = load_shared<Float2>(key_norms + (j * 8 + pair) * 4);
@@ -175,16 +203,18 @@ struct RowTiles {
           if (kCosine) score[e] *= of_key[e & 1];
           score[e] = score[e] * of_row[r][e >> 1] + added[e];
           if (kBorder && (regions >> 16 * (e & 1) & 0xffff) != row_regions[r][e >> 1]) score[e] += mask;
-          largest[r][e >> 1] = fmaxf(largest[r][e >> 1], score[e]);
+          if (kOnline) largest[r][e >> 1] = fmaxf(largest[r][e >> 1], score[e]);
         }
       }
     }
-    bool grown = false;
-    SWIN_FAST_UNROLL
-    for (int r = 0; r < kTiles; ++r) {
-      grown = grown || largest[r][0] > top[r][0] + kLag || largest[r][1] > top[r][1] + kLag;
+    if (kOnline) {
+      bool grown = false;
+      SWIN_FAST_UNROLL
+      for (int r = 0; r < kTiles; ++r) {
+        grown = grown || largest[r][0] > top[r][0] + kLag || largest[r][1] > top[r][1] + kLag;
+      }
+      if (any_lane(grown)) raise(largest);
     }
-    if (any_lane(grown)) raise(largest);
     SWIN_FAST_UNROLL
     for (int step = 0; step < kKeyTiles / 2; ++step) {
       uint32_t weights[kTiles][4];
@@ -195,7 +225,7 @@ struct RowTiles {
           float (&w)[4] = s[r][2 * step + half];
           SWIN_FAST_UNROLL
           for (int e = 0; e < 4; ++e) {
-            w[e] = exp2_approx(w[e] - top[r][e >> 1]);
+            w[e] = exp2_approx(kOnline ? w[e] - top[r][e >> 1] : w[e]);
           }
           weights[r][2 * half] = pack<T>(w[0], w[1]);
           weights[r][2 * half + 1] = pack<T>(w[2], w[3]);
@@ -213,6 +243,19 @@ struct RowTiles {
         }
       }
     }
+  }
+
+  // Whether weights relative to a score of 0 were good for all rows of this lane: as exact as others in bfloat16, and
+  // times a value of up to 2^63 no infinity. False for NaN.
+  SWIN_FAST_DEVICE bool sums_in_range() const {
+    constexpr float kMost = 0x1p64f;
+    bool all = true;
+    SWIN_FAST_UNROLL
+    for (int r = 0; r < kTiles; ++r) {
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 2; ++i) all = all && sum[r][2 * i] >= 1.0f / kMost && sum[r][2 * i] <= kMost;
+    }
+    return all;
   }
 
   // Divides by the sums. 0 where every score was -inf.

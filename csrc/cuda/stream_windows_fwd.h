@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(128, StreamSizes<kHd>::kBlocksPerMultiprocesso
         const int row = i / Rows::kChunks, chunk = i % Rows::kChunks, token = block * Sizes::kKeys + row;
         // Behind the window its last key, whose score is added -inf: so the sum is -inf, or what the row has anyway.
         const int real = token < tokens ? token : tokens - 1;
-        from.template fetch<kAligned, true>(p, pixel_of(table, real), chunk, k + Rows::at(row, chunk),
-                                            v + Rows::at(row, chunk), token < tokens);
+        fetch_keys<kAligned>(from.template keys<true>(p, pixel_of(table, real), chunk), k + Rows::at(row, chunk),
+                             v + Rows::at(row, chunk), token < tokens);
       }
       copy_async_commit();
     };
@@ -103,18 +103,20 @@ __global__ void __launch_bounds__(128, StreamSizes<kHd>::kBlocksPerMultiprocesso
             return load_global<Float4>(fragments + (r * p.bias.key_tiles + j) * BiasFragments::kBytes);
           };
           if (kCosine) rows.invert_norms(k, staging);
+          typename decltype(rows)::Regions row_regions = {};
           if (border) {
-            rows.template attend<true>(k, v, staging, bias, regions + block * Sizes::kKeys * 2, regions + first * 2,
-                                       problem.mask_value * kLog2E);
+            rows.load_regions(regions + first * 2, row_regions);
+            rows.template attend<true, true>(k, v, staging, bias, regions + block * Sizes::kKeys * 2, row_regions,
+                                             problem.mask_value * kLog2E);
           } else {
-            rows.template attend<false>(k, v, staging, bias, nullptr, nullptr, 0.0f);
+            rows.template attend<false, true>(k, v, staging, bias, nullptr, row_regions, 0.0f);
           }
         }
         stage ^= 1;
       }
       if (has_rows) {
         rows.finish();
-        store_results(p, rows, from, staging, table, first);
+        store_results<true>(p, rows, from, staging, table, first);
       }
     }
     sync_threads();  // before the next window's table and rows

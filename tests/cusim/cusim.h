@@ -172,6 +172,7 @@ struct Thread {
 
   unsigned index = 0;
   State state = State::ready;
+  uint32_t team_epoch = 0;
   void* stack = nullptr;
   Site site;                  // where it waits
   void* arguments = nullptr;  // of the warp-wide operation it waits at
@@ -229,7 +230,9 @@ class Launch {
     __builtin_unreachable();
   }
 
-  Moment now(const Thread& thread) const { return {thread.index, block_epoch_, warps_[thread.warp()].epoch}; }
+  Moment now(const Thread& thread) const {
+    return {thread.index, block_epoch_, thread.team_epoch, warps_[thread.warp()].epoch};
+  }
 
   void barrier(const Site& site) {
     if (arrived_ == 0) barrier_site_ = site;
@@ -241,6 +244,31 @@ class Launch {
     block_epoch_++;
     report.counters.barriers++;
     for (Thread& thread : threads) thread.state = Thread::State::ready;
+  }
+
+  // Waits for the threads of the team, which `current` must be of.
+  void team_barrier(unsigned team, unsigned size, const Site& site) {
+    if (size == 0 || size % kWarpSize != 0 || current->index / size != team || team > 14 ||
+        (!teams_.empty() && team_size_ != size)) {
+      fail(FaultKind::divergence, site, "not the barrier of this thread's team", *current);
+    }
+    if (teams_.empty()) {
+      team_size_ = size;
+      teams_.resize((threads.size() + size - 1) / size);
+      shared.set_team(size);
+    }
+    Team& own = teams_[team];
+    if (own.arrived == 0) own.site = site;
+    if (own.site != site) {
+      fail(FaultKind::divergence, site, "others of the team wait at another barrier, " + own.site.text(), *current);
+    }
+    if (++own.arrived < size) return wait(Thread::State::at_barrier, site);
+    own.arrived = 0;
+    report.counters.barriers++;
+    for (unsigned i = team * size; i < (team + 1) * size; i++) {
+      threads[i].team_epoch++;
+      threads[i].state = Thread::State::ready;
+    }
   }
 
   // Waits for all lanes of the warp. The last to arrive calls perform(warp), in which lanes[l]->arguments are those of
@@ -295,6 +323,7 @@ class Launch {
     block_epoch_++;
     shared.begin(block_epoch_);
     arrived_ = 0;
+    for (Team& team : teams_) team.arrived = 0;
     std::vector<unsigned> order(threads.size());
     std::iota(order.begin(), order.end(), 0u);
     for (Thread& thread : threads) {
@@ -355,11 +384,22 @@ class Launch {
     const auto at = [this](Thread::State state) {
       return *std::find_if(threads.begin(), threads.end(), [&](const Thread& thread) { return thread.state == state; });
     };
-    record(FaultKind::deadlock, barrier_site_, "not all threads reach the barrier, " + place(at(Thread::State::ended)),
-           at(Thread::State::at_barrier).index);
+    const bool some_ended = std::any_of(threads.begin(), threads.end(),
+                                        [](const Thread& thread) { return thread.state == Thread::State::ended; });
+    const Thread& waiting = at(Thread::State::at_barrier);
+    record(FaultKind::deadlock, waiting.site,
+           "not all threads reach the barrier" + (some_ended ? ", " + place(at(Thread::State::ended)) : std::string()),
+           waiting.index);
   }
 
+  struct Team {
+    unsigned arrived = 0;
+    Site site;
+  };
+
   std::vector<Warp> warps_;
+  std::vector<Team> teams_;  // of kernels that have some
+  unsigned team_size_ = 0;
   std::function<void()> kernel_;
   void* scheduler_stack_ = nullptr;
   unsigned arrived_ = 0;  // at the barrier

@@ -264,6 +264,10 @@ void copy_async_wait() {
 
 inline void sync_threads(CUSIM_SITE) { cusim::Launch::running->barrier(site); }
 
+inline void sync_team(int team, int threads, CUSIM_SITE) {
+  cusim::Launch::running->team_barrier(static_cast<unsigned>(team), static_cast<unsigned>(threads), site);
+}
+
 inline void sync_warp(CUSIM_SITE) {
   cusim::Launch::running->warp_wide(cusim::WarpOperation::barrier, site, nullptr, [](cusim::Warp& warp) {
     warp.epoch++;

@@ -15,12 +15,13 @@
 namespace cusim {
 
 // A thread at one time. Whatever lies between two barriers of the block is of one block epoch, whatever lies between
-// two barriers of the warp (within it) of one warp epoch. Accesses by two threads are ordered if the block epochs
-// differ, or if the threads are of one warp and the warp epochs differ. By nothing else: not by the order in which the
-// emulator happened to run them.
+// two barriers of the team or of the warp (within it) of one team epoch or warp epoch. Accesses by two threads are
+// ordered if the block epochs differ, or if the threads are of one team and the team epochs differ, or of one warp and
+// the warp epochs. By nothing else: not by the order in which the emulator happened to run them.
 struct Moment {
   uint32_t thread = 0;
   uint32_t block_epoch = 0;  // 0: never
+  uint32_t team_epoch = 0;
   uint32_t warp_epoch = 0;
 };
 
@@ -54,6 +55,9 @@ class SharedMemory {
     first_epoch_ = first_epoch;
   }
 
+  // How many threads a team has, of kernels that have teams.
+  void set_team(uint32_t threads) { team_ = threads; }
+
   char* window() { return reinterpret_cast<char*>(window_); }
   size_t bytes() const { return bytes_; }
 
@@ -86,7 +90,7 @@ class SharedMemory {
       if (cell.in_flight) return {"is read while it is copied to, without a wait, by", cell.write.thread};
       if (unordered(cell.write, now)) return {"is read without a barrier after it was written by", cell.write.thread};
       if (cell.write.block_epoch < first_epoch_) ++*uninitialised;
-      cell.note_read(now);
+      cell.note_read(now, team_);
     }
     return {};
   }
@@ -96,7 +100,7 @@ class SharedMemory {
       Cell& cell = cells_[c];
       if (cell.in_flight) return {"is written while it is copied to, without a wait, by", cell.write.thread};
       if (unordered(cell.write, now)) return {"is written without a barrier after it was by", cell.write.thread};
-      Conflict conflict = cell.unordered_reader(now);
+      Conflict conflict = cell.unordered_reader(now, team_);
       if (conflict.what != nullptr) return conflict;
       cell.write = now;
     }
@@ -117,8 +121,13 @@ class SharedMemory {
   static constexpr size_t kCell = 2;  // bytes of one record: no access is smaller, and neighbours may be of two threads
   static constexpr uint32_t kWarp = 32;
 
-  static bool unordered(const Moment& earlier, const Moment& now) {
+  static bool passed_team_barrier(const Moment& earlier, const Moment& now, uint32_t team) {
+    return earlier.thread / team == now.thread / team && earlier.team_epoch != now.team_epoch;
+  }
+
+  bool unordered(const Moment& earlier, const Moment& now) const {
     if (earlier.block_epoch != now.block_epoch || earlier.thread == now.thread) return false;
+    if (passed_team_barrier(earlier, now, team_)) return false;
     return earlier.thread / kWarp != now.thread / kWarp || earlier.warp_epoch == now.warp_epoch;
   }
 
@@ -126,18 +135,21 @@ class SharedMemory {
     Moment write;
     bool in_flight = false;
     // Who has read in block epoch last_read.block_epoch: the lanes (of last_read.thread's warp, in
-    // last_read.warp_epoch), and whether other warps have too, of which other_reader is one thread.
+    // last_read.warp_epoch), and whether other warps have too, of which other_reader is one thread. If only one team
+    // has, in its epoch last_read.team_epoch.
     bool several_warps = false;
+    bool several_teams = false;
     uint32_t lanes = 0;
     uint32_t other_reader = 0;
     Moment last_read;
 
-    void note_read(const Moment& now) {
-      if (last_read.block_epoch != now.block_epoch) {
-        several_warps = false;
+    void note_read(const Moment& now, uint32_t team) {
+      if (last_read.block_epoch != now.block_epoch || (!several_teams && passed_team_barrier(last_read, now, team))) {
+        several_warps = several_teams = false;
         lanes = 0;
       } else if (last_read.thread / kWarp != now.thread / kWarp) {
         several_warps = true;
+        several_teams = several_teams || last_read.thread / team != now.thread / team;
         other_reader = last_read.thread;
         lanes = 0;
       } else if (last_read.warp_epoch != now.warp_epoch) {
@@ -147,9 +159,10 @@ class SharedMemory {
       last_read = now;
     }
 
-    Conflict unordered_reader(const Moment& now) const {
+    Conflict unordered_reader(const Moment& now, uint32_t team) const {
       const char* what = "is written without a barrier after it was read by";
       if (last_read.block_epoch != now.block_epoch) return {};
+      if (!several_teams && passed_team_barrier(last_read, now, team)) return {};
       const uint32_t warp = last_read.thread / kWarp;
       if (warp != now.thread / kWarp) return {what, last_read.thread};
       if (several_warps) return {what, other_reader};
@@ -172,6 +185,7 @@ class SharedMemory {
   std::vector<Cell> cells_;
   unsigned char* window_ = nullptr;
   uint32_t first_epoch_ = 0;
+  uint32_t team_ = kWarp;
 };
 
 }  // namespace cusim

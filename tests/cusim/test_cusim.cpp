@@ -418,6 +418,15 @@ void test_ordered() {
     sync_threads();
     if (threadIdx.x == 63) store_shared(shared_memory(), 7);
     sync_threads();
+    for (int i = 0; i < 3; i++) {  // in teams of both warps
+      load_shared<int>(shared_memory() + 4 * (threadIdx.x ^ 32));
+      sync_team(0, 64);
+      store_shared(mine, i);
+      sync_team(0, 64);
+    }
+    sync_threads();
+    if (threadIdx.x == 63) store_shared(shared_memory(), 7);
+    sync_threads();
     if (threadIdx.x < 32) any_lane(load_shared<int>(shared_memory()) == 7);  // whole warps may go apart
     copy_async_commit();                                                     // an empty group
     // Of each matrix a lane gets the word that it has written itself.

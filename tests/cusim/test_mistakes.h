@@ -68,6 +68,16 @@ inline void test_races() {
     sync_warp();
     if (threadIdx.x == 0) store_shared(shared_memory(), 1.f);
   });
+  mistake(FaultKind::race, "a team's barrier between writing and reading by another team", [&] {
+    store_shared(mine(), 1.f);
+    sync_team(static_cast<int>(threadIdx.x / 32), 32);
+    load_shared<float>(shared_memory() + 16 * (threadIdx.x ^ 32));
+  });
+  mistake(FaultKind::race, "written after another team has read, and the writer's own team before", [&] {
+    load_shared<float>(shared_memory());
+    sync_team(static_cast<int>(threadIdx.x / 32), 32);
+    if (threadIdx.x == 0) store_shared(shared_memory(), 1.f);
+  });
   mistake(FaultKind::race, "two threads write the same word", [&] { store_shared(shared_memory(), 1.f); });
   mistake(FaultKind::race, "words that overlap", [&] {
     if (threadIdx.x == 3) store_shared(shared_memory(), uint32_t{1});
@@ -125,6 +135,25 @@ inline void test_collectives() {
   mistake(FaultKind::divergence, "warps at two barriers", [] {
     if (threadIdx.x < 32) {
       sync_threads();
+    } else {
+      sync_threads();
+    }
+  });
+  mistake(FaultKind::divergence, "the barrier of another team", [] { sync_team(0, 32); });
+  mistake(FaultKind::divergence, "teams of two sizes", [] {
+    sync_team(static_cast<int>(threadIdx.x / 32), 32);
+    sync_team(0, 64);
+  });
+  mistake(FaultKind::divergence, "a team at two barriers", [] {
+    if (threadIdx.x < 32) {
+      sync_team(0, 64);
+    } else {
+      sync_team(0, 64);
+    }
+  });
+  mistake(FaultKind::deadlock, "a warp of a team waits for the block", [] {
+    if (threadIdx.x < 32) {
+      sync_team(0, 64);
     } else {
       sync_threads();
     }
