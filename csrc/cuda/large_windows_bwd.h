@@ -331,7 +331,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
     }
     float radial[2];
     if (kCosine) {
-      q.through_norm(dq, inverse, scores.own_factor, radial);
+      q.through_norm(dq, inverse, inverse, block.factor, radial);
       dlogit_scale += radial[0] + radial[1];
     } else {
       scale_rows<kHd>(dq, block.factor);
@@ -454,7 +454,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
     }
     float radial[2];
     if (kCosine) {
-      k.through_norm(dk, inverse, scores.own_factor, radial);
+      k.through_norm(dk, inverse, inverse, block.factor, radial);
     } else {
       scale_rows<kHd>(dk, block.factor);
     }

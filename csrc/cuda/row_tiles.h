@@ -166,10 +166,10 @@ class OwnRows {
 
   // Turns sums of dS times rows of the other side, which are of unit length, into gradients of own rows x. With
   // u = x / max(|x|, eps), of gradient g = factor * sums, that of x is (g - u (u.g)) / |x|, as du = (dx - u (u.dx)) /
-  // |x|; a row below eps is divided by a constant. `inverse` makes u of what own rows are, `scale` is factor / |x|.
-  // `radial`: u.sums, the gradient of the factor.
+  // |x|; a row below eps is divided by a constant. `whole` is 1 / max(|x|, eps), and `inverse` what is left of it for
+  // what own rows are. `radial`: u.sums, the gradient of the factor.
   SWIN_FAST_DEVICE void through_norm(float (&sums)[2 * RowTile<kHd>::kSteps][4], const float (&inverse)[2],
-                                     const float (&scale)[2], float (&radial)[2]) const {
+                                     const float (&whole)[2], float factor, float (&radial)[2]) const {
     radial[0] = radial[1] = 0.0f;
     SWIN_FAST_UNROLL
     for (int step = 0; step < RowTile<kHd>::kSteps; ++step) {
@@ -182,13 +182,14 @@ class OwnRows {
         radial[i & 1] += own.x * pair[0] + own.y * pair[1];
       }
     }
-    float along[2];
+    float along[2], scale[2];
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
+      scale[i] = factor * whole[i];
       radial[i] += shuffle_xor(radial[i], 1);
       radial[i] += shuffle_xor(radial[i], 2);
       radial[i] *= inverse[i];
-      along[i] = inverse[i] < 1.0f / kNormFloor ? radial[i] * inverse[i] : 0.0f;
+      along[i] = whole[i] < 1.0f / kNormFloor ? radial[i] * inverse[i] : 0.0f;
     }
     SWIN_FAST_UNROLL
     for (int step = 0; step < RowTile<kHd>::kSteps; ++step) {
@@ -211,6 +212,47 @@ class OwnRows {
   int lane_;
   uint32_t kept_[kKeptSteps][4];
 };
+
+// 16 rows as right sides of products, of which the rows are the columns.
+template <class T, int kHd>
+struct OtherRows {
+  uint32_t b[RowTile<kHd>::kSteps][4];
+
+  OtherRows() = default;
+  SWIN_FAST_DEVICE OtherRows(const char* rows, int lane) {
+    SWIN_FAST_UNROLL
+    for (int step = 0; step < RowTile<kHd>::kSteps; ++step) RowTile<kHd>::columns(b[step], rows, step, lane);
+  }
+
+  // The products with own rows, as OwnRows::times gives them.
+  SWIN_FAST_DEVICE void times(float (&product)[2][4], const OwnRows<T, kHd>& own) const {
+    SWIN_FAST_UNROLL
+    for (int e = 0; e < 8; ++e) product[e >> 2][e & 3] = 0.0f;
+    SWIN_FAST_UNROLL
+    for (int step = 0; step < RowTile<kHd>::kSteps; ++step) {
+      uint32_t a[4];
+      own.fragment(a, step);
+      mma_m16n8k16<T>(product[0], a, b[step][0], b[step][1]);
+      mma_m16n8k16<T>(product[1], a, b[step][2], b[step][3]);
+    }
+  }
+};
+
+// Adds  a @ rows  of 16 rows, for tiles of 16 rows of a.
+template <class T, int kHd, int kTiles>
+SWIN_FAST_DEVICE void add_tiles_times(float (&sums)[kTiles][2 * RowTile<kHd>::kSteps][4],
+                                      const uint32_t (&a)[kTiles][4], const char* rows, int lane) {
+  SWIN_FAST_UNROLL
+  for (int step = 0; step < RowTile<kHd>::kSteps; ++step) {
+    uint32_t b[4];
+    RowTile<kHd>::contracted(b, rows, step, lane);
+    SWIN_FAST_UNROLL
+    for (int r = 0; r < kTiles; ++r) {
+      mma_m16n8k16<T>(sums[r][2 * step], a[r], b[0], b[1]);
+      mma_m16n8k16<T>(sums[r][2 * step + 1], a[r], b[2], b[3]);
+    }
+  }
+}
 
 // Adds  a @ rows  of 16 rows.
 template <class T, int kHd>
@@ -285,12 +327,22 @@ struct RoundedRows {
     }
     sync_warp();
   }
+
+  // The same into a tile that is not that of own rows.
+  SWIN_FAST_DEVICE void stage(char* tile, int lane) const {
+    SWIN_FAST_UNROLL
+    for (int piece = 0; piece < RowTile<kHd>::kPieces; piece += 2) {
+      const uint32_t four[4] = {pairs[piece][0], pairs[piece][1], pairs[piece + 1][0], pairs[piece + 1][1]};
+      stmatrix(tile + RowTile<kHd>::offset(lane & 15, piece + (lane >> 4)), four);
+    }
+    sync_warp();
+  }
 };
 
 // Gives 1 / max(|row|, eps) of a row of a tile to its quad. dS is multiplied with it and rounded, but float16 does not
 // hold the 1e12 that it may be: there its power of two goes to the row, where it rounds nothing but what is 2^-14 of
-// the row's length, and what is left lies between 1 and 2. What is left is stored at `left`.
-template <class T, int kHd>
+// the row's length, and what is left lies between 1 and 2: kSplit. What is left is stored at `left`.
+template <class T, int kHd, bool kSplit = is_half<T>>
 SWIN_FAST_DEVICE float prepare_norm(char* tile, int row, char* left, int lane) {
   using Tile = RowTile<kHd>;
   constexpr int kOfLane = (Tile::kPieces + 3) / 4;
@@ -303,7 +355,7 @@ SWIN_FAST_DEVICE float prepare_norm(char* tile, int row, char* left, int lane) {
     sum += squares<T>(eight.x) + squares<T>(eight.y) + squares<T>(eight.z) + squares<T>(eight.w);
   }
   const float inverse = inverse_norm(sum);
-  if (is_half<T>) {
+  if (kSplit) {
     const auto scaled = [power = power_of(inverse)](uint32_t pair) {
       const Float2 two = unpack<T>(pair);
       return pack<T>(two.x * power, two.y * power);
@@ -317,7 +369,7 @@ SWIN_FAST_DEVICE float prepare_norm(char* tile, int row, char* left, int lane) {
       store_shared(at, UInt4{scaled(eight.x), scaled(eight.y), scaled(eight.z), scaled(eight.w)});
     }
   }
-  if ((lane & 3) == 0) store_shared(left, is_half<T> ? fraction_of(inverse) : inverse);
+  if ((lane & 3) == 0) store_shared(left, kSplit ? fraction_of(inverse) : inverse);
   return inverse;
 }
 

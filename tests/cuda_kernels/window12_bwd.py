@@ -4,6 +4,9 @@
 from cuda_kernels.kernel import Bug, Kernel
 
 HEADER = "csrc/cuda/window12_bwd.h"
+CUT = "csrc/cuda/window12.h"
+SCORES = "csrc/cuda/window12_scores.h"
+RESULTS = "csrc/cuda/window12_results.h"
 
 INSTANCES = """
 template __global__ void window12_bwd<BFloat16, false>(const Window12BwdParams);
@@ -13,63 +16,97 @@ template __global__ void window12_bwd<Half16, true>(const Window12BwdParams);
 """
 
 BUGS = {
-    "weights in the same banks": Bug("piece / 2 * 32 + ((piece ^ row >> 2) & 1) * 16", "piece * 16"),
-    "a dense bias is taken for a relative one": Bug("problem.bias_form != BiasForm::kDense &&", ""),
+    "weights in the same banks": Bug("piece / 2 * 32 + ((piece ^ row >> 2) & 1) * 16", "piece * 16", CUT),
+    "a dense bias is taken for a relative one": Bug("problem.bias_form != BiasForm::kDense &&", "", CUT),
     "owners share a window": Bug("p.parts.owners - first);", "p.parts.owners - first) + 1;"),
     "heads are those of the block before": Bug("% problem.nH, owner", "/ problem.nH, owner"),
-    "one stage for two windows": Bug("    stage = 2 * Window12::kPairBytes - stage;\n", ""),
-    "rows of the same window again": Bug("b + p.all.advance(&next);", "b;"),
-    "the window after the next": Bug(
-        "b += p.all.advance(&place);", "p.all.advance(&place), b += p.all.advance(&place);"
+    "one stage for two windows": Bug("results.fetch(b, place, 1 - stage);", "results.fetch(b, place, stage);"),
+    "rows of the same window again": Bug("b += p.all.advance(&place);\n        results.fetch", "results.fetch"),
+    "barriers are passed by": Bug("wait_for_all = [] { sync_threads(); };", "wait_for_all = [] {};"),
+    "results of the image behind": Bug("results.compute(b_before, stage);", "results.compute(b, stage);"),
+    "what waits goes to the image behind": Bug("finish_rest(b_of_results, 1", "finish_rest(b_before, 1"),
+    "a wait that is too weak": Bug("copy_async_wait<0>();", "copy_async_wait<1>();", RESULTS),
+    "it ends with copies on their way": Bug("goes_on = i + 1 < windows;", "goes_on = i < windows;"),
+    "rows of padding come from the image": Bug(
+        "aligned && problem.H % Window12::kSide == 0 && problem.W", "aligned && problem.W", CUT
     ),
-    "rows of other warps are read before they are seen": Bug(
-        "    sync_threads();  // all see all rows, and are done with the window before\n", ""
+    "columns of padding come from the image": Bug("== 0 && problem.W % Window12::kSide == 0,", "== 0,", CUT),
+    "an image does not end": Bug("at < at - size ? at : at - size", "at", RESULTS),
+    "k for v": Bug(
+        "fetch_piece(place_of(i, 3), pixel, v.offset(pixel), v,",
+        "fetch_piece(place_of(i, 3), pixel, k.offset(pixel), k,",
+        RESULTS,
     ),
-    "a wait that is too weak": Bug("copy_async_wait<0>();", "copy_async_wait<1>();"),
-    "it ends with copies on their way": Bug("if (windows > 1) {", "if (windows > 0) {"),
-    "regions of half of the tokens": Bug("if (border && lane < 16) {", "if (border && lane < 8) {"),
-    "no mask": Bug("s[j >> 1][j & 1][e] += problem.mask_value;", "s[j >> 1][j & 1][e] += 0;"),
-    "regions of the neighbour": Bug("? two >> 16 : two & 0xffffu", "? two & 0xffffu : two >> 16"),
-    "entry of the bias of the neighbour": Bug("- 4 * (before + (e & 1));", "- 4 * before;"),
-    "keys of two rows take the bias of one": Bug("key % Window12::kSide == 8 ? along + further : along", "along"),
-    "queries in one row": Bug(
-        "along = token[i] + row * (Window12::kReach - Window12::kSide);\n    entries", "along = token[i];\n    entries"
+    "grad_out with the strides of qkv": Bug("pieces[which == 1]} * 8", "pieces[0]} * 8", RESULTS),
+    "regions of columns": Bug(
+        "p.all.region(place, first_row + 2 * i, column)", "p.all.region(place, 0, column)", RESULTS
     ),
-    "largest score of two lanes": Bug("      top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));\n", ""),
-    "sum of two lanes": Bug("for (int mask = 1; mask < 4; mask *= 2) {", "for (int mask = 1; mask < 2; mask *= 2) {"),
-    "delta of the other row": Bug("ds *= dp[j][e] - delta[e >> 1];", "ds *= dp[j][e] - delta[e & 1];"),
-    "a row wholly -inf is NaN": Bug("if (!alive[i >> 1 & 1]) s", "if (false) s"),
-    "a dead row takes NaN from v": Bug("if (kDead && !alive[e >> 1]) ds = 0.0f;", ""),
-    "P is read before all see it": Bug("    sync_threads();  // all see P\n", ""),
-    "P is overwritten while it is read": Bug("    sync_threads();  // nobody reads P, k or v any more\n", ""),
-    "dS is read before all see it": Bug("    sync_threads();  // all see dS\n", ""),
-    "weights of the keys of another warp": Bug(
-        "2 * warp + ((lane >> 3) & 1)", "2 * ((warp + 1) % 9) + ((lane >> 3) & 1)"
+    "no mask": Bug("score[j][e] += p.problem.mask_value * kLog2E;", "score[j][e] += 0;", SCORES),
+    "regions of the neighbour": Bug("? two >> 16 : two & 0xffffu", "? two & 0xffffu : two >> 16", SCORES),
+    "a border forgotten": Bug("borders(stage), border ? 1 : 0)", "borders(stage), 0)", RESULTS),
+    "entry of the bias of the neighbour": Bug("strips, i & 1)", "strips, 0)"),
+    "the bias of keys for that of queries": Bug(
+        "2 * (query_tile - key_tile) + half - eight", "2 * (key_tile - query_tile) + half - eight", CUT
     ),
-    "P not transposed": Bug("ldmatrix_x4_trans(\n            a", "ldmatrix_x4(\n            a"),
-    "dv from q": Bug("times_own_weights(dv, queries + Tile::kSecond);", "times_own_weights(dv, queries);"),
-    "dbias of the last window": Bug("Float4{before.x + s[step][j][0],", "Float4{s[step][j][0],"),
-    "dS for keys without the norm of q": Bug(
-        "s[step][e >> 2][e & 3] *= q_norm[e >> 1 & 1];", "s[step][e >> 2][e & 3] *= 1.0f;"
+    "eight keys behind take the bias of those before": Bug(
+        "2 * (query_tile - key_tile) + half - eight", "2 * (query_tile - key_tile) + half", CUT
     ),
-    "dS for queries without the norm of k": Bug("ds * ((e & 1) != 0 ? norm.y : norm.x) : ds", "ds : ds"),
-    "gradients of keys scaled as queries": Bug("of_own(scale, kKeyScales);", ""),
-    "padding of one row of two": Bug("padding[1] = pixel_of(place, 1).y < 0;", "padding[1] = false;"),
-    "dpad_value of one warp": Bug(
-        "other < Window12::kWarps; ++other) {\n      sum", "other < 1; ++other) {\n      sum"
+    "strips of the bias exchanged": Bug("(query_strip - strip + Window12", "(strip - query_strip + Window12", SCORES),
+    "sum of two lanes": Bug("    sum += shuffle_xor(sum, 2);\n", "", SCORES),
+    "sums of one strip of keys": Bug(
+        "strip < Window12::kStrips; ++strip) {\n        const auto two",
+        "strip < 1; ++strip) {\n        const auto two",
+        SCORES,
     ),
-    "dlogit_scale of one warp": Bug("other < Window12::kWarps; ++other) dlogit", "other < 1; ++other) dlogit"),
+    "small sums are taken for exact": Bug("of_row >= kLeast && of_row <= kMost", "of_row <= kMost", SCORES),
+    "large sums are taken for exact": Bug("of_row >= kLeast && of_row <= kMost", "of_row >= kLeast", SCORES),
+    "the largest score of two lanes": Bug("            top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));\n", "", SCORES),
+    "a row wholly -inf is NaN": Bug("if (top[i] == -INFINITY) top[i] = 0.0f;", "", SCORES),
+    "exact weights without a mask": Bug(
+        "if (load_shared<int>(borders(stage)) != 0) mask_tile(", "if (false) mask_tile(", SCORES
+    ),
+    "exact weights with the bias of own keys": Bug("entries_of(tile / kTiles) +", "entries_of(key_strip) +", SCORES),
+    "rows are read before all lanes have left them": Bug(
+        "    sync_warp();\n    score(stage);", "    score(stage);", SCORES
+    ),
+    "rows are overwritten while they are read": Bug("    sync_warp();  // rows have been read\n", "", SCORES),
+    "a dead row takes NaN from v": Bug("differentiate<true>(stage);", "differentiate<false>(stage);", SCORES),
+    "delta of the other row": Bug(
+        "dp[j][2 * half + e] - delta[r][half]", "dp[j][2 * half + e] - delta[r][1 - half]", SCORES
+    ),
+    "dbias of the last window": Bug("to_bias[i][0] = two.x;", "to_bias[i][0] = 0.0f;", SCORES),
+    "dS without the norms of q": Bug("gradient[0] *= of_keys.x * of_row;", "gradient[0] *= of_keys.x;", SCORES),
+    "dS without the norms of k": Bug("gradient[1] *= of_keys.y * of_row;", "gradient[1] *= of_row;", SCORES),
+    "weights of the keys of another strip": Bug(
+        "2 * kTiles * key_strip + (lane >> 4)", "2 * kTiles * query_strip + (lane >> 4)", SCORES
+    ),
+    "P not transposed": Bug("ldmatrix_x4_trans(a[r]", "ldmatrix_x4(a[r]", RESULTS),
+    "dv from q": Bug(": queries(stage, 0) + Tile::kSecond;", ": queries(stage, 0);", RESULTS),
+    "dk from P": Bug("(which < 2 ? Window12::kWeights : 0)", "(which < 1 ? Window12::kWeights : 0)", RESULTS),
+    "gradients with both norms": Bug(
+        "const float share = reciprocal_approx(left[i]);", "const float share = 1.0f;", RESULTS
+    ),
+    "padding of one row of two": Bug("rows[r][0] < 0, rows[r][1] < 0", "rows[r][0] < 0, false", RESULTS),
+    "results of a tile over those that are still read": Bug("(first + r) % 2 * Window12::kResultTile", "0", RESULTS),
+    "dbias of one of two entries": Bug("of_lane < 64; ++of_lane", "of_lane < 64; of_lane += 2"),
+    "held results of the first tiles": Bug("multiply(held, kAtOnce, stage);", "multiply(held, 0, stage);", RESULTS),
+    "held results to the places of the first tiles": Bug(
+        "find(of_image, kAtOnce, stage);", "find(of_image, 0, stage);", RESULTS
+    ),
+    "parts of dpad_value exchanged": Bug("(2 * part + which - 1) * kHd", "(2 * part + 2 - which) * kHd", RESULTS),
+    "dlogit_scale of eight lanes": Bug("mask = 4; mask < 32;", "mask = 4; mask < 16;", RESULTS),
     "sums of warps before all have left theirs": Bug("  sync_threads();  // sums of all warps\n", ""),
     "dq and dv exchanged": Bug(
-        "{results + own, keys + own, results + own + Tile::kSecond}",
-        "{results + own + Tile::kSecond, keys + own, results + own}",
+        "row_of_dqkv<kHd>(p.problem, b, head, {0, 0}) + which * p",
+        "row_of_dqkv<kHd>(p.problem, b, head, {0, 0}) + (2 - which) * p",
+        RESULTS,
     ),
 }
 
-#: Nine warps have 168 registers a thread, of which scores take 72. Only sm_90 and sm_100 have the shared memory for it.
+#: Twelve warps have 168 registers a thread, of which scores take 72. Only sm_90 and sm_100 have the shared memory.
 KERNEL = Kernel(
     HEADER,
     INSTANCES,
     BUGS,
-    known_spills={"sm_80": 40, "sm_86": 40, "sm_89": 40, "sm_90": 24, "sm_100": 128, "sm_120": 32},
+    known_spills={"sm_90": 160},
 )
