@@ -124,8 +124,8 @@ def asked_for(problem: Problem, options: Options) -> list[Candidate]:
 
 
 def backend_of(row: Row, device: str) -> str:
-    """What swin_fast chooses by itself."""
+    """What swin_fast chooses by itself: of a row with a backward maybe two, such as cuda_triton."""
     from swin_fast import dispatch
 
-    capability = torch.cuda.get_device_capability() if device == "cuda" else None
-    return dispatch.choose(dispatch.Problem(row.dtype, device, capability, row.case.window**2, row.case.head_dim))
+    problem = dispatch.problem_of(row.dtype, torch.device(device), row.case.window**2, row.case.head_dim)
+    return dispatch.overload(problem) if row.backward else dispatch.choose(problem)

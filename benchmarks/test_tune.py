@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from swin_fast import dispatch
 from swin_fast.backends.configs import Parameters, rule
 
 from . import tune
@@ -65,6 +66,61 @@ def test_what_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     path.write_text(json.dumps({**first, "triton": "1.0"}))
     with pytest.raises(SystemExit):
         tune.main()
+
+
+def test_triton_and_cuda_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them right, with plain PyTorch in the place of both."""
+    row = next(row for _, row in all_problems(toy=True))
+    whose: list[Parameters | None] = []
+
+    def call_of(problem: Any, direction: str, chosen: Parameters | None) -> Any:
+        whose.append(chosen)
+        exact = problem.exact()
+        results = (exact["out"],) if direction == "fwd" else (exact["dqkv"], exact["dtable"])
+        return lambda: tuple(wrong.get(chosen, 1.0) * x for x in results)
+
+    wrong: dict[Parameters | None, float] = {}
+    monkeypatch.setattr(tune, "call_of", call_of)
+    chosen = rule("fwd", row.dtype, 16, 16)
+    assert tune.against_cuda("fwd", row, "cpu", chosen) is None, "cuda does not take it, for one reason or another"
+    monkeypatch.setattr(dispatch, "why_not", lambda backend, problem: [])
+    for direction in ("fwd", "bwd"):
+        times = tune.against_cuda(direction, row, "cpu", chosen)
+        assert times and [*times] == ["triton_ms", "cuda_ms"] and min(times.values()) > 0
+    assert whose == 2 * [chosen, None]
+    wrong[None] = 1.1
+    with pytest.raises(AssertionError, match=r"only \['triton'\] of \['triton', 'cuda'\] is right"):
+        tune.against_cuda("fwd", row, "cpu", chosen)
+
+
+def test_what_is_kept_is_compared_again_if_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SWIN_FAST_COMMIT", "abc")
+    monkeypatch.setenv("SWIN_FAST_DIRTY", "0")
+    monkeypatch.setattr(tune, "interpret", lambda: None)
+    tuned: list[str] = []
+    times = {"triton_ms": 2.0, "cuda_ms": 1.0}
+
+    def tune_one(direction: str, row: Any, device: str) -> tuple[Parameters, dict[str, Any]]:
+        tuned.append(direction)
+        return rule(direction, row.dtype, row.case.tokens, row.case.head_dim), {"ms": 1.0}
+
+    monkeypatch.setattr(tune, "tuned", tune_one)
+    monkeypatch.setattr(tune, "against_cuda", lambda direction, *_: dict(times) if direction == "bwd" else None)
+    path = tmp_path / "tune.json"
+
+    def run(*arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["tune", "--device", "cpu", "--toy", "--json", str(path), *arguments])
+        assert tune.main() == 0
+        found: dict[str, Any] = json.loads(path.read_text())
+        assert list(found["compared"]) == ["bwd-fp16-N16-hd16"]
+        assert found["compared"]["bwd-fp16-N16-hd16"]["commit"] == {"id": "abc", "dirty": False}
+        return found["compared"]["bwd-fp16-N16-hd16"]  # type: ignore[no-any-return]
+
+    assert run()["cuda_ms"] == 1.0
+    times["cuda_ms"] = 0.5
+    assert run("--add")["cuda_ms"] == 1.0
+    assert run("--compare")["cuda_ms"] == 0.5
+    assert tuned == ["fwd", "bwd"]
 
 
 def test_what_swin_has_most_comes_first() -> None:

@@ -5,12 +5,16 @@ For each direction, dtype, N and hd every candidate is first compared with float
 events, L2 cache flushed, launches hidden. It writes `swin_fast/backends/configs/<device>.json`, or --json. What is not
 begun after --minutes keeps the rule. On a GPU all cores fill Triton's cache beforehand, since compiling takes longer
 than measuring. On a CPU, for tests, kernels run in Triton's interpreter.
+
+Then, where the backend cuda takes the problem, it and Triton with the best parameters are timed in turns, for
+`dispatch.py` to choose between the two. --compare does only that, some seconds a problem: after CUDA kernels changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import multiprocessing
@@ -44,6 +48,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where to write; default: where the kernels look")
     parser.add_argument("--minutes", type=float, default=6.0, help="no other problem is begun later")
     parser.add_argument("--add", action="store_true", help="keep what the file or the package has, measure the rest")
+    parser.add_argument("--compare", action="store_true", help="measure no parameters, but cuda against what is kept")
     parser.add_argument("--allow-dirty", action="store_true", help="also of a tree with uncommitted changes")
     parser.add_argument("--toy", action="store_true", help="one small problem: does the tuner itself work?")
     options = parser.parse_args()
@@ -65,32 +70,44 @@ def main() -> int:
     versions = {"device": device, "torch": machine["torch"]["version"], "triton": machine["triton"]}
     result: dict[str, Any] = {**versions, "parameters": {}, "measured": {}}
     kept = path if path.exists() else configs.FOLDER / f"{device}.json"
-    if options.add and kept.exists():
+    if (options.add or options.compare) and kept.exists():
         earlier = json.loads(kept.read_text())
         if {name: earlier[name] for name in versions} != versions:
-            parser.error(f"--add: {kept} was measured with other versions than {versions}")
+            parser.error(f"--add, --compare: {kept} was measured with other versions than {versions}")
         result = earlier
+    compared: dict[str, Any] = result.setdefault("compared", {})
+
+    def write() -> None:  # after each problem, so that nothing is lost
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
     evidence = {"datetime": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit()}
     deadline = time.monotonic() + 60 * options.minutes
-    problems = [
-        (direction, row)
+    problems = {
+        configs.key(direction, row.dtype, row.case.tokens, row.case.head_dim): (direction, row)
         for direction, row in all_problems(options.toy)
-        if configs.key(direction, row.dtype, row.case.tokens, row.case.head_dim) not in result["parameters"]
-    ]
-    if options.device == "cuda":
-        compile_all(problems, deadline)
-    for number, (direction, row) in enumerate(problems, 1):
-        name = configs.key(direction, row.dtype, row.case.tokens, row.case.head_dim)
+    }
+    parameters = result["parameters"]
+    untuned = [] if options.compare else [name for name in problems if name not in parameters]
+    if options.device == "cuda" and untuned:
+        compile_all([problems[name] for name in untuned], deadline)
+    for name, (direction, row) in problems.items():
         if time.monotonic() > deadline:
-            print(f"{name}: {options.minutes:g} minutes are over, the rule stays", flush=True)
+            print(f"{name}: {options.minutes:g} minutes are over, it stays as it is", flush=True)
             continue
-        print(f"[{number}/{len(problems)}] {name}:", end=" ", flush=True)
-        best, told = tuned(direction, row, options.device)
-        result["parameters"][name] = asdict(best)
-        result["measured"][name] = {**told, **evidence}
-        print(f"{best}: {told}", flush=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")  # after each, so that nothing is lost
+        if name in untuned:
+            print(f"[{untuned.index(name) + 1}/{len(untuned)}] {name}:", end=" ", flush=True)
+            best, told = tuned(direction, row, options.device)
+            parameters[name] = asdict(best)
+            result["measured"][name] = {**told, **evidence}
+            print(f"{best}: {told}", flush=True)
+            write()
+        if name in parameters and (options.compare or name in untuned or name not in compared):
+            times = against_cuda(direction, row, options.device, configs.Parameters(**parameters[name]))
+            if times:
+                compared[name] = {**times, **evidence}
+                print(f"{name}: {times}", flush=True)
+                write()
     return 0
 
 
@@ -177,12 +194,9 @@ def tuned(direction: str, row: Any, device: str) -> tuple[Parameters, dict[str, 
     Raises:
         AssertionError: not even the rule is right.
     """
-    from .clocks import CpuClock, CudaClock, interleave
-    from .op_contenders import Problem
+    from .clocks import interleave
 
-    problem = Problem(row, device)
-    exact = problem.exact()
-    clock: Clock = CpuClock() if device == "cpu" else CudaClock(flush=True, hidden=True)
+    problem, exact, clock = setting(row, device)
     found = candidates(direction, row.dtype, row.case.tokens, row.case.head_dim)
     if device == "cpu":
         found = found[:2]
@@ -204,8 +218,43 @@ def tuned(direction: str, row: Any, device: str) -> tuple[Parameters, dict[str, 
     return next(chosen for chosen, one in admitted.items() if one is best), told
 
 
+def against_cuda(direction: str, row: Any, device: str, chosen: Parameters) -> dict[str, float] | None:
+    """Milliseconds of Triton with these parameters and of the backend cuda; None where that does not take the problem.
+
+    Raises:
+        AssertionError: one of them is not right, or does not run.
+    """
+    import torch
+
+    from swin_fast import dispatch
+
+    from .clocks import interleave
+
+    if dispatch.why_not(
+        "cuda", dispatch.problem_of(row.dtype, torch.device(device), row.case.tokens, row.case.head_dim)
+    ):
+        return None
+    problem, exact, clock = setting(row, device)
+    both = {name: admit(problem, direction, how, exact, clock) for name, how in (("triton", chosen), ("cuda", None))}
+    right = {name: one for name, one in both.items() if one}
+    if right.keys() != both.keys():
+        raise AssertionError(f"{direction} {row.id}: only {[*right]} of {[*both]} is right, and runs")
+    interleave([*right.values()], ROUNDS if device == "cuda" else 1)
+    return {f"{name}_ms": round(1e3 * one.best, 4) for name, one in right.items()}
+
+
+@functools.lru_cache(maxsize=1)
+def setting(row: Any, device: str) -> tuple[Problem, dict[str, torch.Tensor], Clock]:
+    """The tensors of a row, what is right, and the clock; both directions have them in common."""
+    from .clocks import CpuClock, CudaClock
+    from .op_contenders import Problem
+
+    problem = Problem(row, device)
+    return problem, problem.exact(), CpuClock() if device == "cpu" else CudaClock(flush=True, hidden=True)
+
+
 def admit(
-    problem: Problem, direction: str, chosen: Parameters, exact: dict[str, torch.Tensor], clock: Clock
+    problem: Problem, direction: str, chosen: Parameters | None, exact: dict[str, torch.Tensor], clock: Clock
 ) -> Clocked | None:
     """The call with these parameters, ready to be timed; None where it does not run, or is not right."""
     from .clocks import Clocked
@@ -226,22 +275,27 @@ def admit(
     return Clocked(str(chosen), "", call, clock)
 
 
-def call_of(problem: Problem, direction: str, chosen: Parameters) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """The op below autograd: (out,), or (dqkv, dtable)."""
+def call_of(problem: Problem, direction: str, chosen: Parameters | None) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """The op below autograd: (out,), or (dqkv, dtable). Without parameters the backend cuda's."""
+    from swin_fast import ops
     from swin_fast.backends import triton_launch
 
+    fwd, bwd = ops.WINDOW_ATTENTION_FWD["cuda"], ops.WINDOW_ATTENTION_BWD["cuda"]
+    if chosen:
+        fwd = functools.partial(triton_launch.window_attention_fwd, chosen=chosen)
+        bwd = functools.partial(triton_launch.window_attention_bwd, chosen=chosen)
     w, s, nH = problem.w, problem.s, problem.nH
     bias = problem.table.float().t().reshape(nH, 2 * w - 1, 2 * w - 1)
     options = (bias, None, None, (w, w), (s, s), problem.hd**-0.5, "pad_roll", -100.0)
     turns = itertools.cycle([qkv.detach() for qkv, _table in problem.turns("image")])
     if direction == "fwd":
-        return lambda: (triton_launch.window_attention_fwd(next(turns), *options, chosen=chosen),)
+        return lambda: (fwd(next(turns), *options),)
 
-    def bwd() -> tuple[torch.Tensor, ...]:
-        dqkv, dbias, *_ = triton_launch.window_attention_bwd(problem.grad_out, next(turns), *options, chosen=chosen)
+    def gradients() -> tuple[torch.Tensor, ...]:
+        dqkv, dbias, *_ = bwd(problem.grad_out, next(turns), *options)
         return dqkv, dbias.flatten(1).t()
 
-    return bwd
+    return gradients
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 
 A choice sees only the dtype, the device, the window area and the head dimension: never the batch, the image size or
 the strides, so that a model takes the same arithmetic at every batch size and a compiled graph never has to ask again.
-Forced and impossible raises; automatic never raises, because the reference runs everything.
+Forced and impossible raises; automatic never raises, because the reference runs everything. Forced is one backend for
+both directions; automatic takes for each what the measurements in the package say is the faster on this device.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import Any
 
 import torch
 
-from .backends import native, triton_ops
+from .backends import configs, native, triton_ops
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}  # other devices: reference
+DIRECTIONS = {"fwd": "forward", "bwd": "backward"}
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _ENVIRONMENT = os.environ.get("SWIN_FAST_BACKEND") or None
@@ -38,6 +40,7 @@ class Problem:
     capability: tuple[int, int] | None  # of a CUDA device
     window_area: int  # N = Wh*Ww
     head_dim: int
+    device_name: str | None = None  # of a CUDA device, as `configs.slug` makes it
 
     def __str__(self) -> str:
         device = self.device_type + ("" if self.capability is None else " sm_{}{}".format(*self.capability))
@@ -60,8 +63,9 @@ def why_not(backend: str, problem: Problem) -> list[str]:
     return []
 
 
-def choose(problem: Problem, forced: str | None = None) -> str:
-    """The backend for `problem`: the forced one, or the first in the order of its device that can compute it.
+def choose(problem: Problem, forced: str | None = None, direction: str = "fwd") -> str:
+    """The backend for one direction of `problem`: the forced one; or of those that can compute it the one measured to
+    be faster on this device, where somebody has measured, else the first in the order of its type.
 
     Raises:
         ValueError: no such backend.
@@ -69,17 +73,29 @@ def choose(problem: Problem, forced: str | None = None) -> str:
     """
     if forced is None:
         order = ORDER.get(problem.device_type, ("reference",))
-        return next(backend for backend in order if not why_not(backend, problem))
+        able = [backend for backend in order if not why_not(backend, problem)]
+        faster = configs.faster(direction, *_measured_by(problem))
+        return faster if faster in able else able[0]
     if reasons := why_not(forced, problem):
         raise NotImplementedError(f"backend {forced!r} cannot compute {problem}: {'; '.join(reasons)}")
     return forced
+
+
+def overload(problem: Problem, forced: str | None = None) -> str:
+    """The name of the op's overload: a backend, or that of the forward and that of the backward, such as cuda_triton.
+
+    Raises:
+        ValueError, NotImplementedError: as `choose`.
+    """
+    fwd, bwd = (choose(problem, forced, direction) for direction in DIRECTIONS)
+    return fwd if fwd == bwd else f"{fwd}_{bwd}"
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Forces a backend on every call of this thread inside the `with` block that names none itself.
 
-    Works inside `torch.compile`d code and around it. A backward pass uses the backend of its forward pass.
+    Works inside `torch.compile`d code and around it. The backward pass of such a call uses it too, wherever it runs.
 
     Raises:
         ValueError: no such backend.
@@ -94,7 +110,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def resolve(backend: str | None, dtype: torch.dtype, device: torch.device, window_area: int, head_dim: int) -> str:
-    """The backend of one call; `backend` is its argument. Traceable: the choice becomes a constant of the graph."""
+    """The overload of one call; `backend` is its argument. Traceable: the choice becomes a constant of the graph."""
     forced = backend or _override.backend or _ENVIRONMENT
     return _resolve(forced, dtype, device.type, device.index, window_area, head_dim)
 
@@ -114,16 +130,27 @@ def explain(
     head_dim: int = 32,
 ) -> str:
     """A table for people: which backend is chosen for a problem, and why each other one is not."""
-    device = torch.device(device)
-    problem = _problem(dtype, device.type, device.index, window_size[0] * window_size[1], head_dim)
+    problem = problem_of(dtype, torch.device(device), window_size[0] * window_size[1], head_dim)
     forced = _override.backend or _ENVIRONMENT
     lines = [f"{problem}" + (f", forced: {forced}" if forced else "")]
     reasons = {backend: why_not(backend, problem) for backend in BACKENDS}
-    chosen = None if forced and reasons[check_backend(forced)] else choose(problem, forced)
+    possible = not (forced and reasons[check_backend(forced)])
+    chosen = {name: choose(problem, forced, name) for name in DIRECTIONS} if possible else {}
     for backend in BACKENDS:
-        state = "chosen" if backend == chosen else "no" if reasons[backend] else "can"
-        lines.append(f"  {backend:<10} {state:<7} {'; '.join(reasons[backend])}".rstrip())
-    return "\n".join(lines)
+        some = [word for name, word in DIRECTIONS.items() if chosen.get(name) == backend]
+        state = "chosen" if len(some) == len(DIRECTIONS) else "".join(some) or ("no" if reasons[backend] else "can")
+        lines.append(f"  {backend:<10} {state:<8} {'; '.join(reasons[backend])}".rstrip())
+    return "\n".join(lines + [f"  {line}" for line in measurements(problem)])
+
+
+def measurements(problem: Problem) -> list[str]:
+    """What the automatic choice goes by, a sentence for each direction that has been measured on this device."""
+    found = {word: configs.times(name, *_measured_by(problem)) for name, word in DIRECTIONS.items()}
+    return [
+        f"{word}: triton {times['triton']:g} ms, cuda {times['cuda']:g} ms, measured on {problem.device_name}"
+        for word, times in found.items()
+        if times
+    ]
 
 
 def check_backend(name: object) -> str:
@@ -163,16 +190,23 @@ _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _resolve_once(
     forced: str | None, dtype: torch.dtype, device_type: str, index: int | None, window_area: int, head_dim: int
 ) -> str:
-    problem = _problem(dtype, device_type, index, window_area, head_dim)
-    chosen = choose(problem, forced)
+    device = torch.device(device_type if index is None else f"{device_type}:{index}")
+    problem = problem_of(dtype, device, window_area, head_dim)
+    chosen = overload(problem, forced)
     _log.info("%s -> %s%s", problem, chosen, " (forced)" if forced else "")  # once per problem, thanks to the cache
     return chosen
 
 
-def _problem(dtype: torch.dtype, device_type: str, index: int | None, window_area: int, head_dim: int) -> Problem:
-    has_capability = device_type == "cuda" and torch.cuda.is_available()
-    capability = torch.cuda.get_device_capability(index) if has_capability else None
-    return Problem(dtype, device_type, capability, window_area, head_dim)
+def problem_of(dtype: torch.dtype, device: torch.device, window_area: int, head_dim: int) -> Problem:
+    """With what PyTorch says of the device."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return Problem(dtype, device.type, None, window_area, head_dim)
+    capability, name = torch.cuda.get_device_capability(device), configs.slug(torch.cuda.get_device_name(device))
+    return Problem(dtype, device.type, capability, window_area, head_dim, name)
+
+
+def _measured_by(problem: Problem) -> tuple[torch.dtype, int, int, str | None]:
+    return problem.dtype, problem.window_area, problem.head_dim, problem.device_name
 
 
 def _why_not_cpu(problem: Problem) -> list[str]:

@@ -37,8 +37,6 @@ CHECKS = {"SWIN_FAST_BACKEND": dispatch.check_backend, "SWIN_FAST_LOG": dispatch
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CHECKED_DTYPES = (torch.float32, torch.bfloat16)  # of the models that are run
 
-Device = tuple[str, tuple[int, int] | None]  # type, capability
-
 
 def doctor(as_json: bool) -> None:
     """Prints the report: as JSON, with rich where it is installed, or as plain text."""
@@ -141,11 +139,8 @@ def _environment_errors() -> list[str]:
     return errors
 
 
-def _devices() -> list[Device]:
-    devices: list[Device] = [("cpu", None)]
-    if torch.cuda.is_available():
-        devices.append(("cuda", torch.cuda.get_device_capability()))
-    return devices
+def _devices() -> list[torch.device]:
+    return [torch.device(name) for name in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))]
 
 
 # ------------------------------------------------------------------------------------------- which backend runs what
@@ -176,15 +171,17 @@ def _dispatch_table() -> list[dict[str, Any]]:
     for shape in _shapes():
         window_size, head_dim = shape["window_size"], shape["head_dim"]
         for dtype in DTYPES:
-            for device, capability in _devices():
-                problem = dispatch.Problem(dtype, device, capability, math.prod(window_size), head_dim)
+            for device in _devices():
+                problem = dispatch.problem_of(dtype, device, math.prod(window_size), head_dim)
                 rows.append(
                     {
                         "window_size": window_size,
                         "head_dim": head_dim,
                         "dtype": _name(dtype),
-                        "device": device,
+                        "device": device.type,
                         "chosen": _fact(functools.partial(dispatch.choose, problem, forced)),
+                        "chosen_backward": _fact(functools.partial(dispatch.choose, problem, forced, "bwd")),
+                        "measured": dispatch.measurements(problem),
                         "why_not": {name: dispatch.why_not(name, problem) for name in dispatch.BACKENDS},
                     }
                 )
@@ -210,16 +207,16 @@ def _check_models() -> list[dict[str, str]]:
 
 def _checked_models() -> list[dict[str, str]]:
     rows = []
-    for device, capability in _devices():
+    for device in _devices():
         for backend in dispatch.BACKENDS:
             for dtype in CHECKED_DTYPES:
-                if dispatch.why_not(backend, dispatch.Problem(dtype, device, capability, 49, 32)):
+                if dispatch.why_not(backend, dispatch.problem_of(dtype, device, 49, 32)):
                     continue
                 for model in (models.SwinTransformer, models.SwinTransformerV2):
-                    verdict = _fact(functools.partial(_check_model, model, backend, dtype, device))
+                    verdict = _fact(functools.partial(_check_model, model, backend, dtype, device.type))
                     rows.append(
                         {
-                            "device": device,
+                            "device": device.type,
                             "backend": backend,
                             "dtype": _name(dtype),
                             "model": model.__name__,
@@ -337,7 +334,9 @@ def _item(value: Any) -> str:
 
 
 def _dispatch_lines(table: list[dict[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, rows, notes): one column per backend, and a numbered note for each reason why one cannot run."""
+    """(header, rows, notes): one column per backend, and a numbered note for each reason why one cannot run, or is
+    chosen where it was measured.
+    """
     notes: list[str] = []
     rows = []
     for entry in table:
@@ -347,10 +346,13 @@ def _dispatch_lines(table: list[dict[str, Any]]) -> tuple[list[str], list[list[s
                 if f"{backend}: {reason}" not in notes:
                     notes.append(f"{backend}: {reason}")
             numbers = ",".join(str(notes.index(f"{backend}: {reason}") + 1) for reason in reasons)
-            row.append(f"no ({numbers})" if reasons else "RUNS" if backend == entry["chosen"] else "can")
+            directions = [entry["chosen"] == backend, entry["chosen_backward"] == backend]
+            runs = "RUNS" if all(directions) else "RUNS fwd" if directions[0] else "RUNS bwd"
+            row.append(f"no ({numbers})" if reasons else runs if any(directions) else "can")
         if isinstance(entry["chosen"], dict) and entry["chosen"]["error"] not in notes:
             notes.append(entry["chosen"]["error"])
         rows.append(row)
+        notes += [f"{row[0]} {row[1]}, {sentence}" for sentence in entry["measured"]]
     return ["shape", "dtype", "device", *dispatch.BACKENDS], rows, notes
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The op table: one schema, one overload per backend, and what PyTorch must know of each, registered in one loop.
+"""The op table: one schema, one overload per backend, and what PyTorch must know of each, registered in one way.
 
 Python defines; native code only implements, under its own dispatch key, when its library is loaded. To add a backend,
 add its name to `OVERLOADS` and register its kernels for it.
@@ -11,6 +11,7 @@ argument is an empty tensor of shape (0,). Nothing but the inputs is saved for b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +24,8 @@ from . import reference
 from .backends import native, triton_ops
 
 OVERLOADS = ("reference", "cpu", "triton", "cuda")
+#: Further ones of the forward: the first backend's, with a backward of the second. A device may be faster so.
+MIXED = {"cuda_triton": ("cuda", "triton"), "triton_cuda": ("triton", "cuda")}
 
 _ARGUMENTS = (
     "Tensor qkv, Tensor? bias, Tensor? logit_scale, Tensor? pad_value, "
@@ -164,27 +167,36 @@ def _refuse_vmap(info: Any, in_dims: Any, *args: Any) -> None:
     )
 
 
-def _register(backend: str) -> tuple[OpOverload[..., Any], OpOverload[..., Any]]:
-    fwd_name, bwd_name = f"window_attention_fwd.{backend}", f"window_attention_bwd.{backend}"
-    for name, schema, fake in ((fwd_name, _FWD_SCHEMA, _fake_fwd), (bwd_name, _BWD_SCHEMA, _fake_bwd)):
-        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"swin_fast::{name}", fake, lib=_library)
-        torch.library.register_vmap(f"swin_fast::{name}", _refuse_vmap, lib=_library)
-    fwd = getattr(torch.ops.swin_fast.window_attention_fwd, backend)
-    bwd = getattr(torch.ops.swin_fast.window_attention_bwd, backend)
-    _register_autograd(fwd, bwd)
+def _define(op: str, overload: str, schema: str, fake: Callable[..., Any]) -> OpOverload[..., Any]:
+    name = f"{op}.{overload}"
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"swin_fast::{name}", fake, lib=_library)
+    torch.library.register_vmap(f"swin_fast::{name}", _refuse_vmap, lib=_library)
+    defined: OpOverload[..., Any] = getattr(getattr(torch.ops.swin_fast, op), overload)
+    return defined
+
+
+def _define_fwd(overload: str, backward: str) -> OpOverload[..., Any]:
+    fwd = _define("window_attention_fwd", overload, _FWD_SCHEMA, _fake_fwd)
+    _register_autograd(fwd, WINDOW_ATTENTION_BWD[backward])
+    return fwd
+
+
+def _define_bwd(overload: str) -> OpOverload[..., Any]:
+    bwd = _define("window_attention_bwd", overload, _BWD_SCHEMA, _fake_bwd)
     torch.library.register_autograd(bwd, _refuse_double_backward, setup_context=_save_nothing, lib=_library)
-    return fwd, bwd
+    return bwd
 
 
-_table = {backend: _register(backend) for backend in OVERLOADS}
-WINDOW_ATTENTION_FWD = {backend: fwd for backend, (fwd, _) in _table.items()}
-WINDOW_ATTENTION_BWD = {backend: bwd for backend, (_, bwd) in _table.items()}
+WINDOW_ATTENTION_BWD = {backend: _define_bwd(backend) for backend in OVERLOADS}
+WINDOW_ATTENTION_FWD = {backend: _define_fwd(backend, backend) for backend in OVERLOADS}
+WINDOW_ATTENTION_FWD |= {name: _define_fwd(name, backward) for name, (_, backward) in MIXED.items()}
 
 _library.impl(WINDOW_ATTENTION_FWD["reference"], _reference_fwd, "CompositeExplicitAutograd")
 _library.impl(WINDOW_ATTENTION_BWD["reference"], _reference_bwd, "CompositeExplicitAutograd")
 for key in triton_ops.DISPATCH_KEYS:
-    _library.impl(WINDOW_ATTENTION_FWD["triton"], triton_ops.window_attention_fwd, key)
+    for name in ("triton", "triton_cuda"):
+        _library.impl(WINDOW_ATTENTION_FWD[name], triton_ops.window_attention_fwd, key)
     _library.impl(WINDOW_ATTENTION_BWD["triton"], triton_ops.window_attention_bwd, key)
 native.cpu_library()  # registers window_attention_{fwd,bwd}.cpu under the CPU key
-native.cuda_library()  # and window_attention_{fwd,bwd}.cuda under the CUDA key
+native.cuda_library()  # and window_attention_{fwd,bwd}.cuda, and window_attention_fwd.cuda_triton, under the CUDA key

@@ -64,7 +64,8 @@ class KernelPath:
         _require(self.backend, self.device, dtype, case.N, case.hd)
 
 
-def _device(backend: str) -> str:
+def device_of(backend: str) -> str:
+    """Where it takes its tensors."""
     on_gpu = {"triton": not INTERPRETED, "cuda": not EMULATED}
     return "cuda" if on_gpu.get(backend, False) else "cpu"
 
@@ -74,6 +75,11 @@ def fitted(case: Case, backend: str, dtype: torch.dtype = torch.float32) -> tupl
     if backend != "cuda":
         return case, dtype
     return dataclasses.replace(case, hd=32), torch.bfloat16 if dtype == torch.float32 else dtype
+
+
+def require(backend: str, dtype: torch.dtype, window_area: int, head_dim: int) -> None:
+    """Skips (or fails, see above) the test if the backend cannot compute such a problem."""
+    _require(backend, device_of(backend), dtype, window_area, head_dim)
 
 
 def _require(backend: str, device: str, dtype: torch.dtype, window_area: int, head_dim: int) -> None:
@@ -92,7 +98,7 @@ def _require(backend: str, device: str, dtype: torch.dtype, window_area: int, he
 
 
 def _make_path(backend: str, isa: str | None) -> Iterator[KernelPath]:
-    path = KernelPath(backend, _device(backend), isa)
+    path = KernelPath(backend, device_of(backend), isa)
     _require(backend, path.device, FIRST_DTYPE[backend], 49, 32)
     if isa is None:
         yield path
@@ -164,14 +170,14 @@ def native_path(request: pytest.FixtureRequest) -> Iterator[KernelPath]:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend, by name; the CPU with the instruction set it chose itself."""
-    _require(request.param, _device(request.param), FIRST_DTYPE[request.param], 49, 32)
+    _require(request.param, device_of(request.param), FIRST_DTYPE[request.param], 49, 32)
     return request.param
 
 
 @pytest.fixture
 def device(backend: str) -> str:
     """Where `backend` takes its tensors."""
-    return _device(backend)
+    return device_of(backend)
 
 
 @pytest.fixture(params=ISAS)

@@ -19,6 +19,20 @@ KINDS = ("HMMA", "LDSM", "SHFL", "LDGSTS", "STG", "BAR")
 Counts = tuple[int, ...]
 
 
+INSTRUCTION = r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^\s;.]+)"
+
+
+def functions_of(assembly: str) -> dict[str, str]:
+    """The code of each by its mangled name, as `nvdisasm -c` writes them."""
+    parts = (part.partition(":") for part in re.split(r"^\.text\.", assembly, flags=re.M)[1:])
+    return {name: code for name, _, code in parts}
+
+
+def operations_of(code: str) -> Counter[str]:
+    """How many there are of each in a function."""
+    return Counter(re.findall(INSTRUCTION, code, re.M))
+
+
 @dataclass
 class Block:
     """Instructions that run one after the other, and the blocks that may follow."""
@@ -95,6 +109,18 @@ def lengths_round(
                 found = back if after == head else reached.setdefault(after, {})
                 found[here] = better(longer, found.get(here, longer))
     return back
+
+
+def for_each_product(code: str) -> float:
+    """The instructions that a warp issues for each product where it makes most of them: of the loops that make some,
+    and hold no other that does, the best way round. A kernel that goes through the keys in blocks is little else.
+    """
+    blocks = blocks_of(code)
+    loops = loops_of(blocks)
+    making = [head for head, body in loops.items() if any("HMMA" in blocks[number].instructions for number in body)]
+    innermost = [head for head in making if not any(loops[other] < loops[head] for other in making)]
+    ways = [way for head in innermost for way in lengths_round(blocks, head, loops[head], min).items()]
+    return min(length / counts[0] for counts, length in ways if counts[0])
 
 
 def issued(assembly: str, counted: dict[str, float], warps: tuple[int, ...], better: Callable[[int, int], int]) -> int:

@@ -116,7 +116,7 @@ def test_imports_run_one_way(module: str) -> None:
 
 
 def test_the_parser_of_imports_sees_every_form() -> None:
-    assert imports("dispatch")[0] == {"backends.native", "backends.triton_ops"}
+    assert imports("dispatch")[0] == {"backends.configs", "backends.native", "backends.triton_ops"}
     assert imports("")[0] == {"attention", "blocks", "dispatch", "functional", "layers", "models"}
     assert "rich" in imports("doctor")[1]  # imported inside a function
 

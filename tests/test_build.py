@@ -254,12 +254,18 @@ def test_none_prints_one_line_and_builds_nothing(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "sentence"),
     [
-        ("cuda", "SWIN_FAST_BUILD=cuda, but the library cannot be built: missing: "),
+        ("cuda", "SWIN_FAST_BUILD=cuda, but the library cannot be built: missing: torch>=2.10 (found: 2.9.1)"),
         ("gpu", "SWIN_FAST_BUILD is 'gpu'; it wants auto, cpu, cuda or none"),
     ],
 )
-def test_what_cannot_be_built_fails_loudly(copy: Path, wanted: str, sentence: str) -> None:
-    done = run_setup(copy, "build_ext", "--inplace", SWIN_FAST_BUILD=wanted, PATH="/nowhere", CUDA_HOME="/nowhere")
+def test_what_cannot_be_built_fails_loudly(copy: Path, tmp_path: Path, wanted: str, sentence: str) -> None:
+    """An old PyTorch is what every machine can lack, whatever compilers it has and wherever they are."""
+    old = tmp_path / "old" / "torch"
+    old.mkdir(parents=True)
+    (a_torch(old, "2.9.1") / "__init__.py").touch()
+    done = run_setup(
+        copy, "build_ext", "--inplace", SWIN_FAST_BUILD=wanted, CXX=sys.executable, PYTHONPATH=str(old.parent)
+    )
     assert done.returncode != 0
     assert sentence in done.stderr
 

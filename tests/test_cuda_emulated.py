@@ -62,16 +62,26 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return package.parent
 
 
-def test_the_suite_runs_over_the_kernels(site: Path) -> None:
-    files = [ROOT / "tests" / f"test_{name}.py" for name in SUITE]
+def passed(site: Path, names: tuple[str, ...], selected: str, **variables: str) -> int:
+    """How many tests of these files passed over the kernels; a failure of one is one here."""
+    files = [ROOT / "tests" / f"test_{name}.py" for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-rfE", "--tb=short"]
-    command += ["-o", f"pythonpath={site} {ROOT} {ROOT / 'tests'}", "-k", "cuda", *map(str, files)]
-    variables = {**os.environ, "SWIN_FAST_REQUIRE": "cuda"}
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=1200)
+    command += ["-o", f"pythonpath={site} {ROOT} {ROOT / 'tests'}", "-k", selected, *map(str, files)]
+    environment = {**os.environ, "SWIN_FAST_REQUIRE": "cuda", **variables}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == 0, done.stdout[-6000:]
     print(done.stdout.splitlines()[-1])
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) > 120, "what the kernels leave to triton is skipped; much else ran"
+    return sum(map(int, re.findall(r"(\d+) passed", done.stdout)))
+
+
+def test_the_suite_runs_over_the_kernels(site: Path) -> None:
+    assert passed(site, SUITE, "cuda") > 120, "what the kernels leave to triton is skipped; much else ran"
+
+
+def test_a_call_runs_on_cuda_and_triton(site: Path) -> None:
+    """Forward on one and backward on the other; Triton's kernels in its interpreter."""
+    pytest.importorskip("triton", reason="no Triton")
+    assert passed(site, ("registration",), "two_backends", TRITON_INTERPRET="1") == 4
 
 
 # ------------------------------------------------------------------------------------------------------- the cost gate

@@ -6,12 +6,14 @@ What is known of each kernel stands in tests/cuda_kernels.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from cuda_kernels import (
     window12_bwd,
 )
 from cuda_kernels.kernel import Kernel
+from cuda_sass import for_each_product, functions_of, operations_of
 from test_cusim import CSRC, ROOT, call, emulator_flags, find_nvcc
 
 MODULES = (
@@ -38,13 +41,53 @@ MODULES = (
 KERNELS = {module.KERNEL.name: module.KERNEL for module in MODULES}
 
 
-def build(kernel: Kernel, sources: Path, program: Path, *flags: str) -> Path:
-    """The driver with the kernels in `sources`, which has csrc and tests."""
-    call([*emulator_flags(program.parent), *flags, "-I", sources / "tests", sources / kernel.driver, "-o", program])
-    return program
+@dataclass(frozen=True)
+class Checks:
+    """What the drivers of all kernels have in common, compiled once: an object, and a header for the rest."""
+
+    folder: Path
+    flags: tuple[str | Path, ...]
+
+    def build(self, driver: Path, program: Path) -> Path:
+        """`driver` stands in a tree that has csrc and tests. Of its headers those that are the same as here are not
+        read again; of those of the checks none may differ.
+        """
+        header = ["-include", self.folder / "kernel_checks.h", "-I", driver.parents[1]]
+        call([*self.flags, *header, driver, self.folder / "kernel_checks.o", "-o", program])
+        return program
 
 
-def run_planted(kernel: Kernel, name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def checks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checks]:
+    """By the compiler's flags."""
+
+    @functools.cache
+    def compile_checks(*flags: str) -> Checks:
+        folder = tmp_path_factory.mktemp("checks")
+        made = Checks(folder, (*emulator_flags(folder), *flags))
+        cusim = ROOT / "tests" / "cusim"
+        common = [*made.flags, "-I", cusim.parent]
+        call([*common, "-O2", "-c", cusim / "kernel_checks.cpp", "-o", folder / "kernel_checks.o"])
+        header = [cusim / "kernel_checks.h", "-o", folder / "kernel_checks.h.gch"]
+        call([*common, "-w", "-x", "c++-header", *header])  # -w: gcc warns of #pragma once here
+        return made
+
+    return compile_checks
+
+
+#: How planted bugs are compiled, and looked for: at first with few instances in one order, see kernel_checks.h. Without
+#: optimisation; -O1 takes half as long again.
+LOOKS = (("-O0", "-w", "-DSWIN_FAST_FIRST_LOOK"), ("-O0", "-w", "-DSWIN_FAST_ONE_TYPE"))
+
+
+def look(program: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, "quick"], capture_output=True, text=True, check=False, timeout=120)
+
+
+def run_planted(
+    kernel: Kernel, name: str, folder: Path, looks: list[Checks]
+) -> tuple[int, subprocess.CompletedProcess[str]]:
+    """The number of the look that has found the bug, or of the last, and what it said."""
     bug = kernel.bugs[name]
     for part in ("csrc", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
@@ -52,14 +95,20 @@ def run_planted(kernel: Kernel, name: str, folder: Path) -> subprocess.Completed
     text = source.read_text()
     assert text.count(bug.old) == 1, f"stands {text.count(bug.old)} times in {source.name}"
     source.write_text(text.replace(bug.old, bug.new))
-    program = build(kernel, folder, folder / "kernels", "-O0", "-w", "-DSWIN_FAST_ONE_TYPE")  # -O1: half as long again
-    return subprocess.run([program, "quick"], capture_output=True, text=True, check=False, timeout=120)
+    number = 0
+    while True:
+        done = look(looks[number].build(folder / kernel.driver, folder / "kernels"))
+        number += 1
+        if done.returncode != 0 or number == len(looks):
+            shutil.rmtree(folder)
+            return number, done
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_in_the_emulator(kernel: str, tmp_path: Path) -> None:
+def test_kernels_in_the_emulator(kernel: str, checks: Callable[..., Checks], tmp_path: Path) -> None:
+    made = checks("-O1", "-Wall", "-Wextra", "-Werror")
     done = subprocess.run(
-        [build(KERNELS[kernel], ROOT, tmp_path / "kernels", "-O1", "-Wall", "-Wextra", "-Werror")],
+        [made.build(ROOT / KERNELS[kernel].driver, tmp_path / "kernels")],
         capture_output=True,
         text=True,
         check=False,
@@ -69,53 +118,145 @@ def test_kernels_in_the_emulator(kernel: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_is_found_without_a_bug(kernel: str, checks: Callable[..., Checks], tmp_path: Path) -> None:
+    """By the first look, which is a program of its own; the second is a part of what stands above."""
+    done = look(checks(*LOOKS[0]).build(ROOT / KERNELS[kernel].driver, tmp_path / "kernels"))
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
 PLANTED = [(kernel, name) for kernel in KERNELS for name in KERNELS[kernel].bugs]
-Runs = dict[tuple[str, str], Future[subprocess.CompletedProcess[str]]]
+Runs = dict[tuple[str, str], Future[tuple[int, subprocess.CompletedProcess[str]]]]
 
 
 @pytest.fixture(scope="module")
-def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """The bugs that this run asks for, on all cores."""
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """All cores: pytest gives the tests of a file to one."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield pool
+        pool.shutdown(cancel_futures=True)
+
+
+def asked_for(request: pytest.FixtureRequest, *names: str) -> list[tuple[str, ...]]:
+    """The parameters, each once, of the tests of this run that use the fixture."""
 
     def is_mine(item: pytest.Item) -> bool:
-        return item.path == request.path and "planted" in item.fixturenames
+        return item.path == request.path and request.fixturename in item.fixturenames
 
     parameters = [item.callspec.params for item in request.session.items if is_mine(item)]
-    wanted = [(each["kernel"], each["name"]) for each in parameters]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {
-            (kernel, name): pool.submit(run_planted, KERNELS[kernel], name, tmp_path_factory.mktemp("planted"))
-            for kernel, name in wanted
-        }
-        pool.shutdown(cancel_futures=True)
+    return list(dict.fromkeys(tuple(each[name] for name in names) for each in parameters))
+
+
+@pytest.fixture(scope="module")
+def planted(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    pool: ThreadPoolExecutor,
+    checks: Callable[..., Checks],
+) -> Runs:
+    looks = [checks(*flags) for flags in LOOKS]
+    return {
+        (kernel, name): pool.submit(run_planted, KERNELS[kernel], name, tmp_path_factory.mktemp("planted"), looks)
+        for kernel, name in asked_for(request, "kernel", "name")
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "name"), PLANTED)
 def test_a_planted_bug_is_found(kernel: str, name: str, planted: Runs) -> None:
-    done = planted[kernel, name].result()
+    number, done = planted[kernel, name].result()
+    print(f"found by look {number}")
     assert done.returncode != 0, done.stdout[-3000:]
+
+
+# --------------------------------------------------------------------------------------------------- the machine code
+
+
+DISASSEMBLED = ("sm_80", "sm_90")  # the others have the same operations
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The instances of a kernel for one architecture; frames, in bytes, by mangled name."""
+
+    binary: Path
+    frames: dict[str, int]
+    registers: tuple[int, ...]
+
+
+Binaries = dict[tuple[str, str], Future[Compiled]]
+
+
+def compile_instances(nvcc: str, tested: Kernel, architecture: str, folder: Path) -> Compiled:
+    source, binary = folder / "instances.cu", folder / "instances.cubin"
+    source.write_text(
+        f'#include "{tested.header.removeprefix("csrc/")}"\nnamespace swin_fast::cuda {{\n{tested.instances}}}\n'
+    )
+    flags = ["-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-I", CSRC]
+    done = subprocess.run([nvcc, *flags, source, "-o", binary], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    frames = re.findall(r"Function properties for (\S+)\n\s+(\d+) bytes stack frame", done.stderr)
+    registers = re.findall(r"Used (\d+) registers", done.stderr)
+    assert len(frames) == len(registers) == tested.instances.count("template __global__") == len(tested.operations)
+    return Compiled(binary, {name: int(size) for name, size in frames}, tuple(map(int, registers)))
+
+
+@pytest.fixture(scope="module")
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pool: ThreadPoolExecutor
+) -> Binaries:
+    """By kernel and architecture."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    return {
+        (kernel, architecture): pool.submit(
+            compile_instances, nvcc, KERNELS[kernel], architecture, tmp_path_factory.mktemp("compiled")
+        )
+        for kernel, architecture in asked_for(request, "kernel", "architecture")
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
-def test_no_register_is_spilled(architecture: str, kernel: str, tmp_path: Path) -> None:
-    nvcc = find_nvcc()
-    if nvcc is None:
-        pytest.skip("no nvcc")
-    tested = KERNELS[kernel]
-    source = tmp_path / "instances.cu"
-    source.write_text(
-        f'#include "{tested.header.removeprefix("csrc/")}"\nnamespace swin_fast::cuda {{\n{tested.instances}}}\n'
-    )
-    flags = ["-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-I", CSRC]
-    done = subprocess.run(
-        [nvcc, *flags, source, "-o", tmp_path / "instances.cubin"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    spills = [int(size) for size in re.findall(r"(\d+) bytes stack frame", done.stderr)]
-    registers = [int(number) for number in re.findall(r"Used (\d+) registers", done.stderr)]
-    print(architecture, kernel, registers)
-    assert len(spills) == len(registers) == tested.instances.count("template __global__")
-    assert sum(spills) <= tested.known_spills.get(architecture, 0), spills
+def test_no_register_is_spilled(architecture: str, kernel: str, compiled: Binaries) -> None:
+    made = compiled[kernel, architecture].result()
+    print(architecture, kernel, made.registers)
+    assert sum(made.frames.values()) <= KERNELS[kernel].known_spills.get(architecture, 0), made.frames
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("architecture", DISASSEMBLED)
+def test_the_machine_code_has_what_it_should(architecture: str, kernel: str, compiled: Binaries) -> None:
+    """Tensor cores, their loads and asynchronous copies; no memory of a thread's own but for known spills; no atomics,
+    whose order would be another in each run; and what is known to be short has grown no longer.
+    """
+    triton_gate = pytest.importorskip("triton_gate", reason="no Triton, which brings the disassembler")
+    made = compiled[kernel, architecture].result()
+    disassembler = [triton_gate.TOOLS / "nvdisasm", "-c", made.binary]
+    assembly = subprocess.run(disassembler, capture_output=True, text=True, check=True).stdout
+    found = functions_of(assembly)
+    assert found.keys() == made.frames.keys()
+    wanted, most = KERNELS[kernel].operations, KERNELS[kernel].for_each_product
+    for mangled, code in found.items():
+        name, operations = instance_of(mangled), operations_of(code)
+        lacking = [operation for operation in wanted[name] if not operations[operation]]
+        assert not lacking, f"{name} has no {lacking}"
+        local = operations["LDL"] + operations["STL"]
+        assert made.frames[mangled] or not local, f"{name}: {local} accesses of local memory"
+        atomics = [operation for operation in operations if operation.startswith(("ATOM", "RED"))]
+        assert set(atomics) <= {"REDUX"}, f"{name} has {atomics}"
+        if architecture == "sm_90" and name in most:
+            length = for_each_product(code)
+            print(f"{name}: {length:.3f} instructions for each product")
+            assert length <= most[name]
+    assert most.keys() <= wanted.keys()
+
+
+def instance_of(mangled: str) -> str:
+    """As it stands in the list of instances: small_windows_fwd<BFloat16, 7, false, true>."""
+    done = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True)
+    return done.stdout.replace("swin_fast::cuda::", "").removeprefix("void ").partition("(")[0]

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import pytest
 import torch
 
 import swin_fast
-from swin_fast import dispatch
-from swin_fast.backends import native, triton_ops
+from swin_fast import dispatch, doctor, ops
+from swin_fast.backends import configs, native, triton_ops
 from swin_fast.dispatch import BACKENDS, Problem
 
 HALF, BRAIN, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -169,7 +170,127 @@ def test_the_order_prefers_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_choice_sees_neither_batch_nor_image_size_nor_strides() -> None:
     names = {field.name for field in dataclasses.fields(Problem)}
-    assert names == {"dtype", "device_type", "capability", "window_area", "head_dim"}
+    assert names == {"dtype", "device_type", "capability", "window_area", "head_dim", "device_name"}
+
+
+# --- the automatic choice between CUDA and Triton, by what was measured
+
+#: (direction, dtype, N) -> milliseconds of triton and of cuda.
+MEASURED = {
+    "fwd-bf16-N49-hd32": (1.0, 1.01),  # noise
+    "bwd-bf16-N49-hd32": (0.9, 1.0),
+    "fwd-bf16-N64-hd32": (2.0, 1.0),
+    "bwd-bf16-N64-hd32": (2.0, 1.0),
+    "fwd-bf16-N144-hd32": (1.0, 3.0),
+    "bwd-bf16-N144-hd32": (1.0, 3.0),
+    "fwd-bf16-N16-hd32": (1.0, 2.0),
+    "bwd-bf16-N16-hd32": (2.0, 1.0),
+    "fwd-fp16-N16-hd32": (2.0, 1.0),
+    "fwd-bf16-N49-hd30": (1.0, 0.5),
+    "fwd-fp32-N49-hd32": (1.0, 0.5),
+}
+
+
+@pytest.fixture
+def some_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda_built: None, triton_installed: None, fresh_choices: None
+) -> Iterator[None]:
+    """A device that has been measured, and another."""
+    compared = {name: {"triton_ms": triton, "cuda_ms": cuda} for name, (triton, cuda) in MEASURED.items()}
+    (tmp_path / "some-gpu.json").write_text(json.dumps({"compared": compared}))
+    (tmp_path / "tuned-gpu.json").write_text(json.dumps({"parameters": {}, "measured": {}}))
+    monkeypatch.setattr(configs, "FOLDER", tmp_path)
+    configs.committed.cache_clear()
+    yield
+    configs.committed.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "N", "hd", "device", "wanted"),
+    [
+        (BRAIN, 49, 32, "some-gpu", "cuda_triton"),
+        (HALF, 49, 32, "some-gpu", "cuda_triton"),  # as its twin
+        (BRAIN, 64, 32, "some-gpu", "cuda"),
+        (BRAIN, 144, 32, "some-gpu", "triton"),
+        (BRAIN, 16, 32, "some-gpu", "triton_cuda"),
+        (HALF, 16, 32, "some-gpu", "cuda"),  # itself before its twin
+        (BRAIN, 36, 32, "some-gpu", "cuda"),  # nobody has measured
+        (BRAIN, 49, 32, "other-gpu", "cuda"),
+        (BRAIN, 49, 32, "tuned-gpu", "cuda"),
+        (BRAIN, 49, 32, None, "cuda"),
+        (BRAIN, 49, 30, "some-gpu", "triton"),  # of what cuda cannot do, however fast
+        (SINGLE, 49, 32, "some-gpu", "triton"),
+        (DOUBLE, 49, 32, "some-gpu", "reference"),
+    ],
+)
+def test_each_direction_takes_what_was_measured_to_be_faster(
+    some_gpu: None, dtype: torch.dtype, N: int, hd: int, device: str | None, wanted: str
+) -> None:
+    problem = Problem(dtype, "cuda", (9, 0), N, hd, device)
+    assert dispatch.overload(problem) == wanted
+    assert wanted in ops.WINDOW_ATTENTION_FWD
+    directions = ops.MIXED.get(wanted, (wanted, wanted))
+    assert tuple(dispatch.choose(problem, None, direction) for direction in dispatch.DIRECTIONS) == directions
+
+
+def test_a_measurement_overrules_nobody(some_gpu: None) -> None:
+    for N in (16, 49, 64, 144):
+        for forced in ("cuda", "triton", "reference"):
+            assert dispatch.overload(Problem(BRAIN, "cuda", (9, 0), N, 32, "some-gpu"), forced) == forced
+
+
+def test_without_triton_nothing_is_left_to_it(some_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_ops, "why_not", lambda: ["Triton is not installed"])
+    assert dispatch.overload(Problem(BRAIN, "cuda", (9, 0), 144, 32, "some-gpu")) == "cuda"
+
+
+def test_all_mixtures_of_the_two_are_overloads() -> None:
+    assert {name: tuple(name.split("_")) for name in ops.MIXED} == ops.MIXED
+    assert set(ops.MIXED.values()) == {("cuda", "triton"), ("triton", "cuda")}
+
+
+@pytest.fixture
+def its_device(some_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if PyTorch saw it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some (R) GPU")
+
+
+def test_a_call_is_resolved_once_and_the_log_names_both(its_device: None, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "swin_fast"):
+        for _ in range(3):
+            assert dispatch.resolve(None, BRAIN, torch.device("cuda", 0), 49, 32) == "cuda_triton"
+            assert dispatch.resolve("cuda", BRAIN, torch.device("cuda", 0), 49, 32) == "cuda"
+    assert [record.getMessage() for record in caplog.records] == [
+        "bfloat16 cuda sm_90 N=49 hd=32 -> cuda_triton",
+        "bfloat16 cuda sm_90 N=49 hd=32 -> cuda (forced)",
+    ]
+
+
+def test_explain_and_the_doctor_tell_what_was_measured(its_device: None) -> None:
+    lines = swin_fast.explain(BRAIN, "cuda").splitlines()
+    assert lines[3:] == [
+        "  triton     backward",
+        "  cuda       forward",
+        "  forward: triton 1 ms, cuda 1.01 ms, measured on some-gpu",
+        "  backward: triton 0.9 ms, cuda 1 ms, measured on some-gpu",
+    ]
+    header, rows, notes = doctor._dispatch_lines(doctor._dispatch_table())
+    [row] = [dict(zip(header, row, strict=True)) for row in rows if row[:3] == ["N=49 hd=32", "bfloat16", "cuda"]]
+    assert (row["triton"], row["cuda"], row["reference"]) == ("RUNS bwd", "RUNS fwd", "can")
+    assert "N=49 hd=32 bfloat16, backward: triton 0.9 ms, cuda 1 ms, measured on some-gpu" in notes
+    [row] = [dict(zip(header, row, strict=True)) for row in rows if row[:3] == ["N=64 hd=32", "bfloat16", "cuda"]]
+    assert (row["triton"], row["cuda"]) == ("can", "RUNS")
+
+
+def test_what_is_in_the_package_can_be_read() -> None:
+    """Of every device: the kernels' parameters, and times from which a choice can be made."""
+    for path in configs.FOLDER.glob("*.json"):
+        found = configs.committed(path.stem)
+        assert found["parameters"] and found["parameters"].keys() == found["measured"].keys()
+        for times in found.get("compared", {}).values():
+            assert times["triton_ms"] > 0 and times["cuda_ms"] > 0 and not times["commit"]["dirty"]
 
 
 @pytest.mark.parametrize("name", ["", "CPU", "auto", "cudnn", None, 3])

@@ -96,7 +96,7 @@ def test_errors_of_larger_models_are_those_of_timm(
 @pytest.mark.parametrize("version", [1, 2])
 def test_evaluation_is_training_without_dropout(version: int, backend: str, device: str) -> None:
     case = PeerCase("timm", 64, 64, version=version)
-    ours, _ = make_pair(case)
+    ours = randomise(build_ours(case))  # some versions of timm, 1.0.29 among them, have no V2 with maps that are padded
     image = case.images(torch.float32)[0].to(device)
     ours = ours.to(device)
     with swin_fast.use_backend(backend):

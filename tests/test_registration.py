@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import aot_function, make_boxed_func
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import swin_fast
 from cases import Case, Inputs, make_inputs
-from conftest import fitted
+from conftest import device_of, fitted, require
 from swin_fast import ops
 
 #: Every option at least twice, in both states; opcheck runs each forward and backward.
@@ -46,16 +48,25 @@ def _storages(tensors: Any) -> set[int]:
     return {x.untyped_storage().data_ptr() for x in tensors if x is not None and x.numel()}
 
 
+def tables() -> list[tuple[dict[str, Any], tuple[str, ...]]]:
+    """Each with the names that it has to have."""
+    return [
+        (ops.WINDOW_ATTENTION_FWD, (*ops.OVERLOADS, *ops.MIXED)),
+        (ops.WINDOW_ATTENTION_BWD, ops.OVERLOADS),
+    ]
+
+
 def test_every_overload_has_the_same_schema() -> None:
-    for table in (ops.WINDOW_ATTENTION_FWD, ops.WINDOW_ATTENTION_BWD):
+    for table, names in tables():
         schemas = {str(op._schema).replace(f".{backend}(", "(") for backend, op in table.items()}
         assert len(schemas) == 1
-        assert set(table) == set(ops.OVERLOADS)
+        assert set(table) == set(names)
 
 
 def test_overloads_are_the_whole_packet_and_pt2_compliant() -> None:
-    for packet in (torch.ops.swin_fast.window_attention_fwd, torch.ops.swin_fast.window_attention_bwd):
-        assert set(packet.overloads()) == set(ops.OVERLOADS)
+    fwd, bwd = torch.ops.swin_fast.window_attention_fwd, torch.ops.swin_fast.window_attention_bwd
+    for packet, (_, names) in zip((fwd, bwd), tables(), strict=True):
+        assert set(packet.overloads()) == set(names)
         for name in packet.overloads():
             assert torch.Tag.pt2_compliant_tag in getattr(packet, name).tags
 
@@ -225,3 +236,48 @@ def test_a_mode_sees_one_call_forward_and_one_backward(backend: str, device: str
         out.backward(inputs.grad_out)
     ours = [name for name in seen if name.startswith("swin_fast")]
     assert ours == [f"swin_fast.window_attention_fwd.{backend}", f"swin_fast.window_attention_bwd.{backend}"]
+
+
+# --- a forward of one backend with the backward of another
+
+
+@pytest.mark.parametrize("mixed", ops.MIXED)
+def test_a_call_may_run_on_two_backends(mixed: str) -> None:
+    """As one call of each alone. Needs a GPU, or both backends on a CPU: emulated, and interpreted."""
+    for backend in ops.MIXED[mixed]:
+        require(backend, torch.bfloat16, 49, 32)
+    inputs = make_inputs(*fitted(CASES[2], "cuda", torch.bfloat16), device_of("cuda"))
+    fwd = ops.WINDOW_ATTENTION_FWD[mixed]
+    opcheck(fwd, tuple(_arguments(inputs, requires_grad=True)))
+    arguments = _arguments(inputs, requires_grad=True)
+    leaves = [x for x in arguments[:4] if x is not None]
+    out = fwd(*arguments)
+    first, second = ops.MIXED[mixed]
+    assert torch.equal(out, ops.WINDOW_ATTENTION_FWD[first](*_arguments(inputs)))
+    expected = [x for x in ops.WINDOW_ATTENTION_BWD[second](inputs.grad_out, *_arguments(inputs)) if x.numel()]
+    for got, wanted in zip(torch.autograd.grad(out, leaves, inputs.grad_out), expected, strict=True):
+        assert torch.equal(got, wanted)
+    with torch.inference_mode():
+        assert torch.equal(fwd(*_arguments(inputs)), out)
+
+
+@pytest.mark.parametrize("mixed", ops.MIXED)
+def test_two_backends_stand_in_a_compiled_graph(mixed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what the choice has named, and without running it: no GPU is needed."""
+    monkeypatch.setattr(swin_fast.dispatch, "_resolve_once", lambda *_: mixed)
+    seen: list[str] = []
+
+    def note(graph: torch.fx.GraphModule, _: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes if "window_attention" in str(node.target))
+        return make_boxed_func(graph.forward)
+
+    with FakeTensorMode():
+        qkv = torch.empty(1, 4, 4, 3, 1, 32, dtype=torch.bfloat16, requires_grad=True)
+
+        def call(qkv: Tensor) -> Tensor:
+            return swin_fast.window_attention(qkv, None, window_size=2)
+
+        aot_function(call, fw_compiler=note, bw_compiler=note)(qkv).sum().backward()
+    _, second = ops.MIXED[mixed]
+    assert seen == [f"swin_fast.window_attention_fwd.{mixed}", f"swin_fast.window_attention_bwd.{second}"]
+    assert qkv.grad is not None and qkv.grad.shape == qkv.shape

@@ -211,13 +211,13 @@ def test_parameters_are_those_of_the_device_or_the_rule(monkeypatch: pytest.Monk
     mine = {"rows": 16, "keys": 64, "more_keys": 0, "warps": 1, "units": 3, "registers": None}
     (tmp_path / "some-gpu.json").write_text(json.dumps({"parameters": {"fwd-bf16-N49-hd32": mine}}))
     monkeypatch.setattr(configs, "FOLDER", tmp_path)
-    configs.measured.cache_clear()
+    configs.committed.cache_clear()
     assert configs.parameters("fwd", BF16, 49, 32, "some-gpu") == configs.Parameters(**mine)
     assert configs.parameters("fwd", FP16, 49, 32, "some-gpu") == configs.Parameters(**mine)
     assert configs.parameters("fwd", FP32, 49, 32, "some-gpu") == configs.rule("fwd", FP32, 49, 32)
     for device, N in (("some-gpu", 64), ("other-gpu", 49), (None, 49)):
         assert configs.parameters("fwd", BF16, N, 32, device) == configs.rule("fwd", BF16, N, 32)
-    configs.measured.cache_clear()
+    configs.committed.cache_clear()
 
 
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])

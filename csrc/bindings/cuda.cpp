@@ -86,6 +86,7 @@ Gradients window_attention_bwd(const Tensor& grad_out, const Tensor& qkv, const 
 
 STABLE_TORCH_LIBRARY_IMPL(swin_fast, SWIN_FAST_DISPATCH_KEY, m) {
   m.impl("window_attention_fwd.cuda", TORCH_BOX(&swin_fast::window_attention_fwd));
+  m.impl("window_attention_fwd.cuda_triton", TORCH_BOX(&swin_fast::window_attention_fwd));  // Python knows its backward
   m.impl("window_attention_bwd.cuda", TORCH_BOX(&swin_fast::window_attention_bwd));
 }
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch parameters of the Triton kernels: those measured on a device, or else a rule.
+"""Launch parameters of the Triton kernels, those measured on a device, or else a rule; and where Triton beats CUDA.
 
-A device's stand in `configs/<device>.json`, which `benchmarks/tune.py` writes and nobody edits. They are keyed by
+What was measured stands in `configs/<device>.json`, which `benchmarks/tune.py` writes and nobody edits. It is keyed by
 direction, dtype, N and hd, never by batch or image, so that a window is computed in one way whatever is around it.
 """
 
@@ -22,6 +22,9 @@ DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 TWINS = {torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
 #: Largest windows whose scores are one tile; whose keys and values stay on the chip; and their gradients, too.
 WHOLE_SCORES, WHOLE_WINDOW, WHOLE_GRADIENTS = 64, 272, 160
+#: Triton is preferred where it takes less than this part of CUDA's time: a choice should not turn with noise. Of a
+#: row's rounds on an H200 the middle 60 % lie within 1 %.
+CLEARLY = 0.95
 #: That a thread can have on an NVIDIA GPU.
 MOST_REGISTERS = 255
 
@@ -45,10 +48,21 @@ class Parameters:
 
 def parameters(direction: str, dtype: torch.dtype, N: int, hd: int, device: str | None) -> Parameters:
     """Of "fwd" or "bwd"; `device` is a name as `slug` makes it, None: the rule."""
-    for name in (dtype, TWINS.get(dtype)) if device else ():
-        if name and (found := measured(device).get(key(direction, name, N, hd))):
-            return Parameters(**found)
-    return rule(direction, dtype, N, hd)
+    found = _measured("parameters", direction, dtype, N, hd, device)
+    return Parameters(**found) if found else rule(direction, dtype, N, hd)
+
+
+def times(direction: str, dtype: torch.dtype, N: int, hd: int, device: str | None) -> dict[str, float]:
+    """Milliseconds of the backends triton and cuda, measured in turns; empty where nobody has."""
+    found = _measured("compared", direction, dtype, N, hd, device)
+    return {backend: found[f"{backend}_ms"] for backend in ("triton", "cuda")} if found else {}
+
+
+def faster(direction: str, dtype: torch.dtype, N: int, hd: int, device: str | None) -> str | None:
+    """Of triton and cuda the one that was measured to be, cuda where it hardly matters; None: nobody has measured."""
+    if not (found := times(direction, dtype, N, hd, device)):
+        return None
+    return "triton" if found["triton"] < CLEARLY * found["cuda"] else "cuda"
 
 
 def rule(direction: str, dtype: torch.dtype, N: int, hd: int) -> Parameters:
@@ -77,11 +91,19 @@ def key(direction: str, dtype: torch.dtype, N: int, hd: int) -> str:
     return f"{direction}-{DTYPES[dtype]}-N{N}-hd{hd}"
 
 
+def _measured(
+    section: str, direction: str, dtype: torch.dtype, N: int, hd: int, device: str | None
+) -> dict[str, Any] | None:
+    found = committed(device).get(section, {}) if device else {}
+    names = [name for name in (dtype, TWINS.get(dtype)) if name in DTYPES]
+    return next(filter(None, (found.get(key(direction, name, N, hd)) for name in names)), None)
+
+
 @functools.cache
-def measured(device: str) -> dict[str, Any]:
-    """Empty where nobody has measured."""
+def committed(device: str) -> dict[str, Any]:
+    """What its file says; empty where there is none."""
     path = FOLDER / f"{device}.json"
-    found: dict[str, Any] = json.loads(path.read_text())["parameters"] if path.exists() else {}
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
 

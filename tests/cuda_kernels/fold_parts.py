@@ -6,9 +6,9 @@ from cuda_kernels.kernel import Bug, Kernel
 HEADER = "csrc/cuda/fold_parts.h"
 
 INSTANCES = """
-template __global__ void fold_parts<Half16>(const FoldParams);
-template __global__ void fold_parts<BFloat16>(const FoldParams);
-template __global__ void fold_relative<kFoldThreads>(const FoldParams);
+template __global__ void fold_parts<Half16>(const FoldParams);  // no products
+template __global__ void fold_parts<BFloat16>(const FoldParams);  // no products
+template __global__ void fold_relative<256>(const FoldParams);  // no products
 """
 
 BUGS = {

@@ -15,8 +15,8 @@ template __global__ void small_windows_bwd<BFloat16, 7, true, true>(const SmallB
 template __global__ void small_windows_bwd<Half16, 7, false, true>(const SmallBwdParams);
 template __global__ void small_windows_bwd<Half16, 8, false, true>(const SmallBwdParams);
 template __global__ void small_windows_bwd<Half16, 8, true, true>(const SmallBwdParams);
-template __global__ void small_windows_bwd<BFloat16, 0, true, false>(const SmallBwdParams);
-template __global__ void small_windows_bwd<Half16, 0, true, false>(const SmallBwdParams);
+template __global__ void small_windows_bwd<BFloat16, 0, true, false>(const SmallBwdParams);  // no copies
+template __global__ void small_windows_bwd<Half16, 0, true, false>(const SmallBwdParams);  // no copies
 """
 
 BUGS = {

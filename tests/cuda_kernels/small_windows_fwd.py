@@ -12,7 +12,7 @@ template __global__ void small_windows_fwd<BFloat16, 7, false, true>(const Small
 template __global__ void small_windows_fwd<BFloat16, 7, true, true>(const SmallFwdParams);
 template __global__ void small_windows_fwd<Half16, 8, false, true>(const SmallFwdParams);
 template __global__ void small_windows_fwd<Half16, 8, true, true>(const SmallFwdParams);
-template __global__ void small_windows_fwd<BFloat16, 0, true, false>(const SmallFwdParams);
+template __global__ void small_windows_fwd<BFloat16, 0, true, false>(const SmallFwdParams);  // no copies
 """
 
 BUGS = {

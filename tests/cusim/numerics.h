@@ -31,7 +31,8 @@ inline float float_of(uint32_t bits) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Formats
 
-constexpr uint16_t kNan16 = 0x7fff;  // what the device makes of every NaN, in either format
+constexpr uint16_t kNan16 = 0x7fff;    // what the device makes of every NaN, in either format
+constexpr uint32_t kNan = 0x7fffffff;  // and what it makes of each of float16; one of bfloat16 keeps its bits
 
 inline float bfloat16_to_float(uint16_t element) { return float_of(static_cast<uint32_t>(element) << 16); }
 
@@ -45,7 +46,7 @@ inline float half_to_float(uint16_t element) {
   const uint32_t sign = static_cast<uint32_t>(element & 0x8000) << 16;
   const uint32_t exponent = element >> 10 & 0x1f;
   const uint32_t fraction = element & 0x3ff;
-  if (exponent == 0x1f) return float_of(sign | (fraction != 0 ? 0x7fffffff : 0x7f800000));
+  if (exponent == 0x1f) return float_of(fraction != 0 ? kNan : sign | 0x7f800000);
   if (exponent != 0) return float_of(sign | (exponent + 127 - 15) << 23 | fraction << 13);
   const float subnormal = static_cast<float>(fraction) * 0x1p-24f;
   return sign != 0 ? -subnormal : subnormal;

@@ -32,9 +32,12 @@ void launch(const swin_fast::WindowAttentionBwdParams& problem, bool aligned, co
 
 void large_windows(const swin_fast::WindowAttentionBwdParams& p, bool aligned, const Schedule& schedule) {
   with_element(p.dtype, [&](auto element) {
-    using T = decltype(element);
-    swin_fast::cuda::with_head_dim<16, 32, 64, 96, 128>(
-        p, [&](auto head_dim) { launch<T, decltype(head_dim)::value>(p, aligned, schedule); });
+    const auto run = [&](auto head_dim) { launch<decltype(element), head_dim()>(p, aligned, schedule); };
+    if constexpr (kFirstLook) {
+      swin_fast::cuda::with_head_dim<16, 32, 96>(p, run);
+    } else {
+      swin_fast::cuda::with_head_dim<16, 32, 64, 96, 128>(p, run);
+    }
   });
 }
 
@@ -152,6 +155,7 @@ void test_cuts() {
 }
 
 size_t test_all(bool quick) {
+  test_cuts();
   std::vector<Problem> problems = own_problems();
   for (const Problem& p : problems_for(quick, {12}, [](const Problem& each) {
          return swin_fast::cuda::has_large_kernels(each.hd) && (each.hd != 32 || each.area() > 64);
@@ -174,8 +178,9 @@ size_t test_all(bool quick) {
   other.sh = 3;
   other.has_pad_value = true;
   test_isolation(large_windows, other);
-  for (const Problem& problem : problems) test_backward(large_windows, problem, seed++);
-  test_cuts();
+  for (const Problem& problem : problems) {
+    if (!kFirstLook || (problem.hd != 64 && problem.hd != 128)) test_backward(large_windows, problem, seed++);
+  }
   if (!quick) test_largest(16);
   return problems.size();
 }
