@@ -101,7 +101,7 @@ EVENTS = ["Event.record", "call", "Event.record", "Event.synchronize"]
 def sliced(monkeypatch: pytest.MonkeyPatch, **how: bool) -> list[str]:
     """What the clock asks of a GPU in one slice, without the making of its events."""
     cuda = FakeCuda()
-    monkeypatch.setattr(torch, "empty", lambda size, dtype, device: FakeObject(f"cache of {size}", cuda.log))
+    monkeypatch.setattr(torch, "zeros", lambda size, dtype, device: FakeObject(f"cache of {size}", cuda.log))
     clock = CudaClock(**how, cuda=cuda)
     cuda.log.clear()
     assert clock.slice(lambda: cuda.log.append("call"), 0.0) == 0.002
@@ -113,11 +113,11 @@ def test_a_gpu_is_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_flush_has_ended_before_a_call_whose_launch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sliced(monkeypatch, flush=True) == [f"cache of {2**28}.fill_", "synchronize", *EVENTS]
+    assert sliced(monkeypatch, flush=True) == [f"cache of {2**28}.sum", "synchronize", *EVENTS]
 
 
 def test_a_call_whose_launch_is_hidden_waits_behind_the_flush(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = ["synchronize", "_sleep", f"cache of {2**28}.fill_", *EVENTS]
+    steps = ["synchronize", "_sleep", f"cache of {2**28}.sum", *EVENTS]
     assert sliced(monkeypatch, flush=True, hidden=True) == steps
 
 

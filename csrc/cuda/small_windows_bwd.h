@@ -34,9 +34,7 @@ struct SmallBwdWarp {
       : p(params),
         problem(params.problem),
         lane(threadIdx.x & 31),
-        // Warps of a number share one of four schedulers; the parts that they play go round, for one has more to do.
-        // (The blocks of a multiprocessor lie as far apart as there are multiprocessors.)
-        warp((threadIdx.x / 32 + 4 * blockIdx.x / gridDim.x) % kSmallBwdWarps),
+        warp(threadIdx.x >> 5),
         head(blockIdx.x % params.problem.nH),
         tokens(kWindow == 0 ? params.problem.window_area() : Sizes::kTokens),
         grid(params.problem) {

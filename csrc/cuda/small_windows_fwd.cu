@@ -19,8 +19,9 @@ void SmallWindowsFwd<T>::launch(const WindowAttentionFwdParams& problem, const G
       with_constant(aligned(problem), [&](auto chunks) {
         constexpr int kWindow = decltype(window)::value;
         const SmallFwdParams p = cut_small_fwd<kWindow>(problem, gpu.multiprocessors, gpu.shared_memory);
-        launcher(small_windows_fwd<T, kWindow, decltype(cosine)::value, decltype(chunks)::value>, p.groups * p.blocks,
-                 32 * kSmallFwdWarps<kWindow>, SmallFwdSizes<kWindow>::shared_bytes(p.heads, p.windows), p);
+        launcher(small_windows_fwd<T, kWindow, decltype(cosine)::value, decltype(chunks)::value>,
+                 int64_t{problem.nH} * p.blocks, 32 * kSmallFwdWarps, SmallFwdSizes<kWindow>::shared_bytes(p.windows),
+                 p);
       });
     });
   };

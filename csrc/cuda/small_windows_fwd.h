@@ -21,20 +21,17 @@ struct SmallFwdParams {
   uint32_t stride_y, stride_x;           // of qkv, in bytes
   int64_t image_bytes;                   // of out
   uint32_t row_bytes;                    // of out: of all heads of a pixel
-  int32_t heads = 1;                     // of a block: they divide nH
-  int32_t windows = 1;                   // that a block has in work at a time; a warp for each of them and each head
-  int32_t groups = 1;                    // of heads: nH / heads
-  int32_t blocks = 1;                    // of each group, all of which run at the same time
-  int64_t slots = 1;                     // window i goes to place i % slots of the blocks * windows places of a group
+  int32_t windows = 1;                   // that a block has in work at a time, of its head; a warp for each
+  int32_t blocks = 1;                    // of each head, all of which run at the same time
+  int64_t slots = 1;                     // window i goes to place i % slots of the blocks * windows places of a head
   Windows::Place step = {};              // from there to the next window of the place
   int32_t border_y = -1, border_x = -1;  // the windows of each axis that have a border, or -1
   bool padded = false;                   // whether some window has padding
 };
 
-// Warps of a block, of which a multiprocessor has one: three for each scheduler, with 168 registers a thread,
-// where those are enough. On an H200 a warp waits some four cycles between two instructions.
-template <int kWindow>
-constexpr int kSmallFwdWarps = kWindow == 0 ? 8 : 12;
+// Warps of a block, of which a multiprocessor has one: two for each scheduler. On an H200 twelve take as long, and need
+// to make do with 168 registers.
+constexpr int kSmallFwdWarps = 8;
 
 constexpr int kZeroBytes = 2 * kRowBytes;  // a row pair of zeros, which stands for all rows that do not exist
 
@@ -68,14 +65,15 @@ struct SmallFwdSizes : SmallSizes<kWindow> {
   static constexpr int kKindBytes = Sizes::kTokens * static_cast<int>(sizeof(TokenPlace));
   static constexpr int kPlaceBytes = (kAxisKinds * kAxisKinds * kKindBytes + 127) / 128 * 128;
   static constexpr int kCutBytes = 32 * 8;
-  static constexpr size_t shared_bytes(int heads, int windows) {
-    return size_t{kZeroBytes + kPlaceBytes + kCutBytes} + size_t{4} * Sizes::kBiasFloats * heads +
-           size_t{kWarpBytes} * heads * windows;
+  static constexpr size_t shared_bytes(int windows) {
+    return size_t{kZeroBytes + kPlaceBytes + kCutBytes} + size_t{4} * Sizes::kBiasFloats +
+           static_cast<size_t>(kWarpBytes * windows);
   }
 };
 
 // How the work of a problem is cut for a GPU of so many multiprocessors with room for so much shared memory a block.
-// Siblings of a window share a block where that leaves no warp out, for their rows share cache lines.
+// A block has one head: heads of a window in one block, whose rows lie side by side, take as long, and more of their
+// biases.
 template <int kWindow>
 SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multiprocessors, size_t shared_memory) {
   SmallFwdParams p{problem,
@@ -90,20 +88,10 @@ SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multip
   p.border_y = border(p.all.y);
   p.border_x = border(p.all.x);
   p.padded = p.all.y.padded_size != p.all.y.size || p.all.x.padded_size != p.all.x.size;
-  int most = 0;
-  for (int heads = std::min(4, problem.nH); heads >= 1; --heads) {
-    if (problem.nH % heads != 0) continue;
-    int windows = std::max(1, kSmallFwdWarps<kWindow> / heads);
-    while (windows > 1 && SmallFwdSizes<kWindow>::shared_bytes(heads, windows) > shared_memory) --windows;
-    if (heads * windows <= most || SmallFwdSizes<kWindow>::shared_bytes(heads, windows) > shared_memory) continue;
-    most = heads * windows;
-    p.heads = heads;
-    p.windows = windows;
-  }
-  p.groups = problem.nH / p.heads;
   // All blocks run at the same time, and few windows are spread over them.
-  const int64_t room = std::max(1, multiprocessors / p.groups);
-  p.windows = static_cast<int32_t>(std::min(int64_t{p.windows}, std::max(int64_t{1}, ceil_div(p.all.of_all, room))));
+  const int64_t room = std::max(1, multiprocessors / problem.nH);
+  p.windows = static_cast<int32_t>(std::clamp(ceil_div(p.all.of_all, room), int64_t{1}, int64_t{kSmallFwdWarps}));
+  while (p.windows > 1 && SmallFwdSizes<kWindow>::shared_bytes(p.windows) > shared_memory) --p.windows;
   p.blocks = static_cast<int32_t>(std::min(room, ceil_div(p.all.of_all, p.windows)));
   p.slots = int64_t{p.blocks} * p.windows;
   // Windows with a border take longer, and are the last of each axis. A step that leaves neither axis where it was
@@ -282,33 +270,25 @@ SWIN_FAST_DEVICE void list_places(const SmallFwdParams& p, char* places) {
   }
 }
 
-// The relative bias of a block's heads, as it is, into shared memory: head h at table + h * bytes_of_head. By the whole
-// block; a barrier has to follow.
-SWIN_FAST_DEVICE void load_relative_bias(const WindowAttentionParams& problem, int first_head, int heads, char* table,
-                                         int bytes_of_head) {
+// The relative bias of a head, as it is, into shared memory. By the whole block; a barrier has to follow.
+SWIN_FAST_DEVICE void load_relative_bias(const WindowAttentionParams& problem, int head, char* table) {
   if (problem.bias_form != BiasForm::kRelative) return;
   const int entries = (2 * problem.window_size[0] - 1) * (2 * problem.window_size[1] - 1);
-  for (int head = 0; head < heads; ++head) {
-    for (int i = threadIdx.x; i < entries; i += blockDim.x) {
-      store_shared(table + head * bytes_of_head + 4 * i,
-                   load_global<float>(problem.bias + int64_t{first_head + head} * entries + i));
-    }
-  }
+  const float* const own = problem.bias + int64_t{head} * entries;
+  for (int i = threadIdx.x; i < entries; i += blockDim.x) store_shared(table + 4 * i, load_global<float>(own + i));
 }
 
-// The bias of a block's heads as change(value), in the order of accumulators: for each head, tile of 16 queries and tile
-// of 8 keys four floats a lane. Zeros where there is no such token. By the whole block, behind load_relative_bias and a
-// barrier; a barrier has to follow. Read from global memory one by one, a relative bias had taken 15 us of a small call.
+// The bias of a head as change(value), in the order of accumulators: for each tile of 16 queries and tile of 8 keys
+// four floats a lane. Zeros where there is no such token. By the whole block, behind load_relative_bias and a barrier; a
+// barrier has to follow. Read from global memory one by one, a relative bias had taken 15 us of a small call.
 template <int kWindow, class Change>
-SWIN_FAST_DEVICE void make_bias_fragments(const WindowAttentionParams& problem, int first_head, int heads,
-                                          const char* table, int bytes_of_head, char* fragments, const Change& change) {
+SWIN_FAST_DEVICE void make_bias_fragments(const WindowAttentionParams& problem, int head, const char* table,
+                                          char* fragments, const Change& change) {
   using Sizes = SmallSizes<kWindow>;
-  constexpr int kTiles = Sizes::kRowTiles * Sizes::kKeyTiles;
   const SmallGrid<kWindow> grid(problem);
   const int tokens = problem.window_area(), lane = threadIdx.x & 31, of_row = 2 * grid.columns - 1;
   const int center = (problem.window_size[0] - 1) * of_row + grid.columns - 1;
-  for (int i = threadIdx.x >> 5; i < heads * kTiles; i += blockDim.x >> 5) {
-    const int head = i / kTiles, tile = i - head * kTiles;
+  for (int tile = threadIdx.x >> 5; tile < Sizes::kRowTiles * Sizes::kKeyTiles; tile += blockDim.x >> 5) {
     const int row = tile / Sizes::kKeyTiles * 16 + (lane >> 2), key = tile % Sizes::kKeyTiles * 8 + (lane & 3) * 2;
     float four[4];
     SWIN_FAST_UNROLL
@@ -317,64 +297,62 @@ SWIN_FAST_DEVICE void make_bias_fragments(const WindowAttentionParams& problem, 
       four[e] = 0.0f;
       if (q >= tokens || k >= tokens) continue;
       if (problem.bias_form == BiasForm::kDense) {
-        four[e] = load_global<float>(problem.bias + (int64_t{first_head + head} * tokens + q) * tokens + k);
+        four[e] = load_global<float>(problem.bias + (int64_t{head} * tokens + q) * tokens + k);
       } else if (problem.bias_form == BiasForm::kRelative) {
         const int entry = (grid.row(q) - grid.row(k)) * of_row + grid.column(q) - grid.column(k) + center;
-        four[e] = load_shared<float>(table + head * bytes_of_head + 4 * entry);
+        four[e] = load_shared<float>(table + 4 * entry);
       }
     }
-    store_shared(fragments + (i * 32 + lane) * 16,
+    store_shared(fragments + (tile * 32 + lane) * 16,
                  Float4{change(four[0]), change(four[1]), change(four[2]), change(four[3])});
   }
 }
 
 // Computes: out of windows of up to 64 tokens.
-// Grid:     groups * blocks, groups fastest: heads of a window run at the same time. A warp has one head, whose bias
-//           lies in shared memory as the fragments of its accumulators, and every slots-th window; while it computes
-//           one, the rows of its next are on their way.
+// Grid:     nH * blocks, heads fastest: those of a window run at the same time, for their rows share cache lines. The
+//           bias of a block's head lies in shared memory as the fragments of accumulators. A warp has every slots-th
+//           window; while it computes one, the rows of its next are on their way.
 // Memory:   reads 3 and writes 1 rows of 64 bytes for each token and head, 16 bytes at a time.
 // Numerics: products in the input dtype with float32 accumulators; scores, softmax and its sum in float32;
 //           probabilities rounded for the product with v, which is divided by the sum. Nothing depends on blocks,
 //           windows or slots.
 // Source:   written for this project; fragments as in the PTX manual, mma.m16n8k16.
 template <class T, int kWindow, bool kCosine, bool kAligned>
-__global__ void __launch_bounds__(32 * kSmallFwdWarps<kWindow>) small_windows_fwd(const SmallFwdParams p) {
+__global__ void __launch_bounds__(32 * kSmallFwdWarps) small_windows_fwd(const SmallFwdParams p) {
   using Sizes = SmallFwdSizes<kWindow>;
   const WindowAttentionFwdParams& problem = p.problem;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int group = blockIdx.x % p.groups;
-  const int head_slot = warp % p.heads, window_slot = warp / p.heads;
+  const int head = blockIdx.x % problem.nH;
   char* const zeros = shared_memory();
   char* const places = zeros + kZeroBytes;
   char* const cuts = places + Sizes::kPlaceBytes;
   char* const fragments = cuts + Sizes::kCutBytes;
-  char* const warps = fragments + size_t{4} * Sizes::kBiasFloats * p.heads;
-  SmallWarp<T, kWindow> self(p, lane, group * p.heads + head_slot, zeros, places, warps + warp * Sizes::kWarpBytes);
+  char* const warps = fragments + size_t{4} * Sizes::kBiasFloats;
+  SmallWarp<T, kWindow> self(p, lane, head, zeros, places, warps + warp * Sizes::kWarpBytes);
   const int tokens = self.tokens;
 
-  // The table lies where the second q of each head's first warp will.
-  char* const table = warps + 3 * Sizes::kTileBytes;
-  load_relative_bias(problem, group * p.heads, p.heads, table, Sizes::kWarpBytes);
+  char* const table = warps + 3 * Sizes::kTileBytes;  // where the second q of the first warp will be
+  load_relative_bias(problem, head, table);
   for (int i = threadIdx.x; i < kZeroBytes / 4; i += blockDim.x) store_shared(zeros + 4 * i, uint32_t{0});
   list_places<kWindow>(p, places);
   if (warp == 0) store_shared(cuts + 8 * lane, Cut::make<kWindow>(p, lane));
   sync_threads();
 
-  const int64_t slot = static_cast<int64_t>(window_slot) * p.blocks + blockIdx.x / p.groups;
-  const bool has_work = window_slot < p.windows && slot < p.slots && slot < p.all.of_all;
+  const int64_t slot = int64_t{warp} * p.blocks + blockIdx.x / problem.nH;
+  const bool has_work = warp < p.windows && slot < p.slots && slot < p.all.of_all;
   auto left = static_cast<int32_t>(has_work ? ceil_div(p.all.of_all - slot, p.slots) : 0);
   Windows::Place place, next = p.all.place(slot);
   if (left > 0) self.template fetch<kAligned>(next, self.rows[2]);
   constexpr bool kDivided = kWindow != 0 && !kCosine;
   const float inverse_scale = 1.0f / problem.scale;
-  make_bias_fragments<kWindow>(problem, group * p.heads, p.heads, table, Sizes::kWarpBytes, fragments,
+  make_bias_fragments<kWindow>(problem, head, table, fragments,
                                [&](float bias) { return kDivided ? divided(bias, inverse_scale) : bias; });
   sync_threads();
 
-  const float factor = kCosine ? load_global<float>(problem.logit_scale + self.head) : problem.scale;
+  const float factor = kCosine ? load_global<float>(problem.logit_scale + head) : problem.scale;
   const float in_exponent = kDivided ? problem.scale * kLog2E : kLog2E;
   const float masked = kDivided ? divided(problem.mask_value, inverse_scale) : problem.mask_value;
-  const char* const bias = fragments + size_t{4} * Sizes::kBiasFloats * head_slot + lane * 16;
+  const char* const bias = fragments + lane * 16;
   const int quad = lane >> 2, pair = (lane & 3) * 2;
   char *q_rows = self.rows[2], *next_q_rows = self.rows[3];
   for (; left > 0; --left) {

@@ -11,8 +11,8 @@
 
 namespace swin_fast::cuda {
 
-// Sizes of windows of kWindow x kWindow tokens. A team of warps shares a window. Each warp has kTiles tiles of 16 tokens
-// that follow each other: it brings their rows, and has their queries and results. So many queries share each fragment
+// Sizes of windows of kWindow x kWindow tokens. A team of warps shares a window. Each warp has kTiles tiles of 16
+// tokens that follow each other: it brings their rows, and has their queries and results. So many queries share each fragment
 // of k and v, for else shared memory were the limit. Block b of keys is the b-th tile of every warp.
 template <int kWindow>
 struct SquareSizes {

@@ -34,7 +34,7 @@ BUGS = {
     ),
     "the part along the row stays": Bug("pair[0] - own.x * along[i & 1]", "pair[0]", TILES),
     "a clamped norm is projected": Bug(
-        "inverse[i] < 1.0f / kNormFloor ? radial[i] * inverse[i] : 0.0f", "radial[i] * inverse[i]", TILES
+        "whole[i] < 1.0f / kNormFloor ? radial[i] * inverse[i] : 0.0f", "radial[i] * inverse[i]", TILES
     ),
     "radial of two lanes": Bug("      radial[i] += shuffle_xor(radial[i], 2);\n", "", TILES),
     "pad_value of some quads": Bug(

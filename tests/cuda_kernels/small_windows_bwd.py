@@ -118,4 +118,4 @@ BUGS = {
 }
 
 #: Spilled on some architectures: a register or two, of 128, where four blocks of N = 49 share a multiprocessor.
-KERNEL = Kernel(HEADER, INSTANCES, BUGS, known_spills={"sm_86": 32, "sm_89": 32, "sm_100": 80, "sm_120": 16})
+KERNEL = Kernel(HEADER, INSTANCES, BUGS, known_spills={"sm_86": 16, "sm_89": 16, "sm_100": 16, "sm_120": 48})

@@ -19,7 +19,7 @@ BUGS = {
     "no barrier before the bias is read": Bug("  sync_threads();\n\n  const float factor", "\n  const float factor"),
     "the bias table where the first queries are": Bug("warps + 3 * Sizes::kTileBytes", "warps + 2 * Sizes::kTileBytes"),
     "a bias of another entry": Bug("+ grid.columns - 1;", "+ grid.columns;"),
-    "warps that only help take windows": Bug("has_work = window_slot < p.windows && slot", "has_work = slot"),
+    "warps that only help take windows": Bug("has_work = warp < p.windows && slot", "has_work = slot"),
     "no barrier before pixels are looked up": Bug(
         "  sync_threads();\n\n  const int64_t slot", "\n  const int64_t slot"
     ),
@@ -40,7 +40,9 @@ BUGS = {
     "v not transposed": Bug("ldmatrix_x4_trans(four", "ldmatrix_x4(four"),
     "probabilities of the upper rows twice": Bug("e = 2 * (i & 1);", "e = 0;"),
     "bias of the wrong row": Bug("const int q = row + (e & 2) * 4", "const int q = row + (e & 2) * 2"),
-    "bias of the first head for all": Bug("size_t{4} * Sizes::kBiasFloats * head_slot + lane", "lane"),
+    "bias of the first head for all": Bug(
+        "load_relative_bias(problem, head, table)", "load_relative_bias(problem, 0, table)"
+    ),
     "bias transposed": Bug(
         "(head * tokens + query) * tokens + key", "(head * tokens + key) * tokens + query", "csrc/cuda/windows.h"
     ),

@@ -22,8 +22,8 @@
 
 namespace swin_fast_test {
 
-// A planted bug is looked for twice. With SWIN_FAST_FIRST_LOOK, which most of them do not survive: few instances, as they
-// take long to compile, and one order of threads and copies. Then, with SWIN_FAST_ONE_TYPE alone, in all orders.
+// A planted bug is looked for twice. With SWIN_FAST_FIRST_LOOK, which most of them do not survive: few instances, as
+// they take long to compile, and one order of threads and copies. Then, with SWIN_FAST_ONE_TYPE alone, in all orders.
 #ifdef SWIN_FAST_FIRST_LOOK
 #define SWIN_FAST_ONE_TYPE
 constexpr bool kFirstLook = true;

@@ -13,10 +13,9 @@ template <class T, int kWindow, bool kCosine, bool kAligned>
 void launch(const swin_fast::WindowAttentionFwdParams& problem, const Schedule& schedule) {
   using namespace swin_fast::cuda;
   const SmallFwdParams p = cut_small_fwd<kWindow>(problem, schedule.multiprocessors, kSharedMemory);
-  judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(p.groups * p.blocks),
-                             static_cast<unsigned>(32 * kSmallFwdWarps<kWindow>),
-                             SmallFwdSizes<kWindow>::shared_bytes(p.heads, p.windows),
-                             [&] { small_windows_fwd<T, kWindow, kCosine, kAligned>(p); }));
+  judge_report(cusim::launch(
+      schedule.options(), static_cast<unsigned>(problem.nH * p.blocks), static_cast<unsigned>(32 * kSmallFwdWarps),
+      SmallFwdSizes<kWindow>::shared_bytes(p.windows), [&] { small_windows_fwd<T, kWindow, kCosine, kAligned>(p); }));
 }
 
 void small_windows(const swin_fast::WindowAttentionFwdParams& p, bool aligned, const Schedule& schedule) {
