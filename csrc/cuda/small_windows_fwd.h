@@ -279,8 +279,8 @@ SWIN_FAST_DEVICE void load_relative_bias(const WindowAttentionParams& problem, i
 }
 
 // The bias of a head as change(value), in the order of accumulators: for each tile of 16 queries and tile of 8 keys
-// four floats a lane. Zeros where there is no such token. By the whole block, behind load_relative_bias and a barrier; a
-// barrier has to follow. Read from global memory one by one, a relative bias had taken 15 us of a small call.
+// four floats a lane. Zeros where there is no such token. By the whole block, behind load_relative_bias and a barrier;
+// a barrier has to follow. Read from global memory one by one, a relative bias had taken 15 us of a small call.
 template <int kWindow, class Change>
 SWIN_FAST_DEVICE void make_bias_fragments(const WindowAttentionParams& problem, int head, const char* table,
                                           char* fragments, const Change& change) {

@@ -12,8 +12,8 @@
 namespace swin_fast::cuda {
 
 // Sizes of windows of kWindow x kWindow tokens. A team of warps shares a window. Each warp has kTiles tiles of 16
-// tokens that follow each other: it brings their rows, and has their queries and results. So many queries share each fragment
-// of k and v, for else shared memory were the limit. Block b of keys is the b-th tile of every warp.
+// tokens that follow each other: it brings their rows, and has their queries and results. So many queries share each
+// fragment of k and v, for else shared memory were the limit. Block b of keys is the b-th tile of every warp.
 template <int kWindow>
 struct SquareSizes {
   static_assert(kWindow == 12 || kWindow == 16, "windows of 12 x 12 and 16 x 16");
@@ -66,9 +66,9 @@ struct SquareSizes {
 // Memory:   reads 3 and writes 1 rows of 64 bytes for each token and head, 16 bytes at a time.
 // Numerics: products in the input dtype with float32 accumulators; scores in base 2, their softmax over 16 keys after
 //           the other, and its sums in float32. Weights are rounded for the product with v and summed as they are then.
-//           In bfloat16 they are relative to a score of 0. Rows whose sum of weights is not between 2^-64 and 2^64 then,
-//           and float16: relative to a score of their row that is at most 8 less than the largest so far; what was
-//           summed is shrunk only when it is more. Nothing depends on windows or blocks.
+//           In bfloat16 they are relative to a score of 0. Rows whose sum of weights is not between 2^-64 and 2^64
+//           then, and float16: relative to a score of their row that is at most 8 less than the largest so far; what
+//           was summed is shrunk only when it is more. Nothing depends on windows or blocks.
 // Source:   written for this project; fragments as in the PTX manual, mma.m16n8k16; shrinking only when it matters as
 //           in FlashAttention 4.
 template <class T, int kWindow, bool kCosine, bool kAligned, bool kCompact>
