@@ -339,7 +339,7 @@ __global__ void __launch_bounds__(32 * kSmallFwdWarps) small_windows_fwd(const S
   sync_threads();
 
   const int64_t slot = int64_t{warp} * p.blocks + blockIdx.x / problem.nH;
-  const bool has_work = warp < p.windows && slot < p.slots && slot < p.all.of_all;
+  const bool has_work = slot < p.slots && slot < p.all.of_all;
   auto left = static_cast<int32_t>(has_work ? ceil_div(p.all.of_all - slot, p.slots) : 0);
   Windows::Place place, next = p.all.place(slot);
   if (left > 0) self.template fetch<kAligned>(next, self.rows[2]);

@@ -116,12 +116,12 @@ size_t test_all(bool quick) {
   Problem p;
   for (const ScalarType dtype : kTested) {
     for (const BiasForm form : kBiasForms) {
-      for (const int owners : {0, 1, 9, 70}) {
+      for (const int owners : {0, 1, 9, 150}) {
         p.dtype = dtype;
         p.bias_form = form;
         p.nH = 3;
         p.wh = owners == 9 ? 7 : 3;
-        p.ww = owners == 70 ? 2 : 7;
+        p.ww = owners == 150 ? 2 : 7;
         p.hd = owners == 9 ? 32 : 6;
         p.cosine = owners != 9;
         p.has_pad_value = owners != 1;
