@@ -193,7 +193,7 @@ SWIN_FAST_DEVICE float finite_top(float top) { return top == -INFINITY ? 0.0f : 
 //           12 bytes of statistics a token and head; the bias from the caches; dbias stays in shared memory.
 // Numerics: products in the input dtype with float32 accumulators; scores, softmax and sums in float32. Each lane keeps
 //           largest score, sum and delta of its keys, corrected when a larger score comes; lanes are added at the end.
-//           dS rounded for its product. Nothing of dq depends on owners, warps or chunks. Not yet run on a GPU.
+//           dS rounded for its product. Nothing of dq depends on owners, warps or chunks.
 // Source:   Dao et al. 2022, FlashAttention, for dS = P (dP - delta); written for this project.
 template <class T, int kHd, bool kCosine>
 __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_queries_bwd(const LargeBwdParams p) {
