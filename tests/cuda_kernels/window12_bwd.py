@@ -6,6 +6,7 @@ from cuda_kernels.kernel import Bug, Kernel
 HEADER = "csrc/cuda/window12_bwd.h"
 CUT = "csrc/cuda/window12.h"
 SCORES = "csrc/cuda/window12_scores.h"
+GRADIENTS = "csrc/cuda/window12_gradients.h"
 RESULTS = "csrc/cuda/window12_results.h"
 
 INSTANCES = """
@@ -20,13 +21,16 @@ BUGS = {
     "a dense bias is taken for a relative one": Bug("problem.bias_form != BiasForm::kDense &&", "", CUT),
     "owners share a window": Bug("p.parts.owners - first);", "p.parts.owners - first) + 1;"),
     "heads are those of the block before": Bug("% problem.nH, owner", "/ problem.nH, owner"),
-    "one stage for two windows": Bug("results.fetch(b, place, 1 - stage);", "results.fetch(b, place, stage);"),
-    "rows of the same window again": Bug("b += p.all.advance(&place);\n        results.fetch", "results.fetch"),
+    "one stage for two windows": Bug("results.fetch(b, place, stage);", "results.fetch(b, place, 1 - stage);"),
+    "rows of the same window again": Bug("b += p.all.advance(&place);\n      results.fetch", "results.fetch"),
     "barriers are passed by": Bug("wait_for_all = [] { sync_threads(); };", "wait_for_all = [] {};"),
-    "results of the image behind": Bug("results.compute(b_before, stage);", "results.compute(b, stage);"),
-    "what waits goes to the image behind": Bug("finish_rest(b_of_results, 1", "finish_rest(b_before, 1"),
+    "results of the image behind": Bug(
+        "load_shared<int64_t>(image(stage))", "load_shared<int64_t>(image(1 - stage))", GRADIENTS
+    ),
+    "dq of the window behind": Bug("scores.compute_queries(1 - stage);", "scores.compute_queries(stage);"),
+    "dk and dv of the window behind": Bug("results.compute(1 - stage);", "results.compute(stage);"),
     "a wait that is too weak": Bug("copy_async_wait<0>();", "copy_async_wait<1>();", RESULTS),
-    "it ends with copies on their way": Bug("goes_on = i + 1 < windows;", "goes_on = i < windows;"),
+    "it ends with copies on their way": Bug("      if (i + 1 == windows) continue;\n", ""),
     "rows of padding come from the image": Bug(
         "aligned && problem.H % Window12::kSide == 0 && problem.W", "aligned && problem.W", CUT
     ),
@@ -67,7 +71,7 @@ BUGS = {
     ),
     "exact weights with the bias of own keys": Bug("entries_of(tile / kTiles) +", "entries_of(key_strip) +", SCORES),
     "rows are read before all lanes have left them": Bug(
-        "    sync_warp();\n    score(stage);", "    score(stage);", SCORES
+        "    sync_warp();\n    score(stage, [](int) {});", "    score(stage, [](int) {});", SCORES
     ),
     "rows are overwritten while they are read": Bug("    sync_warp();  // rows have been read\n", "", SCORES),
     "a dead row takes NaN from v": Bug("differentiate<true>(stage);", "differentiate<false>(stage);", SCORES),
@@ -80,26 +84,30 @@ BUGS = {
     "weights of the keys of another strip": Bug(
         "2 * kTiles * key_strip + (lane >> 4)", "2 * kTiles * query_strip + (lane >> 4)", SCORES
     ),
-    "P not transposed": Bug("ldmatrix_x4_trans(a[r]", "ldmatrix_x4(a[r]", RESULTS),
-    "dv from q": Bug(": queries(stage, 0) + Tile::kSecond;", ": queries(stage, 0);", RESULTS),
-    "dk from P": Bug("(which < 2 ? Window12::kWeights : 0)", "(which < 1 ? Window12::kWeights : 0)", RESULTS),
+    "P not transposed": Bug("ldmatrix_x4_trans(a[r]", "ldmatrix_x4(a[r]", GRADIENTS),
+    "dv from q": Bug(" + (kWhich < 2 ? 0 : Tile::kSecond);", ";", GRADIENTS),
+    "dk from P": Bug("(kWhich < 2 ? Window12::kWeights : 0)", "(kWhich < 1 ? Window12::kWeights : 0)", GRADIENTS),
     "gradients with both norms": Bug(
-        "const float share = reciprocal_approx(left[i]);", "const float share = 1.0f;", RESULTS
+        "const float share = reciprocal_approx(left[i]);", "const float share = 1.0f;", GRADIENTS
     ),
-    "padding of one row of two": Bug("rows[r][0] < 0, rows[r][1] < 0", "rows[r][0] < 0, false", RESULTS),
-    "results of a tile over those that are still read": Bug("(first + r) % 2 * Window12::kResultTile", "0", RESULTS),
+    "padding of one row of two": Bug("place[0] < 0, place[1] < 0", "place[0] < 0, false", GRADIENTS),
+    "results of a tile over those that are still read": Bug("(kWhich + r) % 2 * Window12::kResultTile", "0", GRADIENTS),
+    "dv over dk that is still read": Bug("staging + (kWhich + r) % 2", "staging + r % 2", GRADIENTS),
+    "dq of all warps in one place": Bug("warp < kScoreWarps ? warp :", "warp < kScoreWarps ? 0 :", CUT),
+    "delta of the tile behind": Bug("add_deltas(r - 1);", "add_deltas(r);", SCORES),
+    "half of the channels twice": Bug("others[i / 2].b[step];", "others[i / 2].b[0];", SCORES),
     "dbias of one of two entries": Bug("of_lane < 64; ++of_lane", "of_lane < 64; of_lane += 2"),
-    "held results of the first tiles": Bug("multiply(held, kAtOnce, stage);", "multiply(held, 0, stage);", RESULTS),
-    "held results to the places of the first tiles": Bug(
-        "find(of_image, kAtOnce, stage);", "find(of_image, 0, stage);", RESULTS
+    "parts of dpad_value exchanged": Bug(
+        "* Window12::kHd + thread));", "* Window12::kHd + (thread ^ Window12::kHd)));"
     ),
-    "parts of dpad_value exchanged": Bug("(2 * part + which - 1) * kHd", "(2 * part + 2 - which) * kHd", RESULTS),
-    "dlogit_scale of eight lanes": Bug("mask = 4; mask < 32;", "mask = 4; mask < 16;", RESULTS),
+    "dpad_value of one strip": Bug("strip < kStrips; ++strip", "strip < 1; ++strip"),
+    "dlogit_scale of eight lanes": Bug("kCosine && mask < 32;", "kCosine && mask < 16;", SCORES),
+    "dlogit_scale of one warp": Bug("warp < Window12::kScoreWarps; ++warp", "warp < 1; ++warp"),
     "sums of warps before all have left theirs": Bug("  sync_threads();  // sums of all warps\n", ""),
     "dq and dv exchanged": Bug(
-        "row_of_dqkv<kHd>(p.problem, b, head, {0, 0}) + which * p",
-        "row_of_dqkv<kHd>(p.problem, b, head, {0, 0}) + (2 - which) * p",
-        RESULTS,
+        "row_of_dqkv<kHd>(p.problem, b, head, {0, 0}) + kWhich * p",
+        "row_of_dqkv<kHd>(p.problem, b, head, {0, 0}) + (2 - kWhich) * p",
+        GRADIENTS,
     ),
 }
 
