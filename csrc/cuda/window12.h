@@ -131,6 +131,7 @@ struct Window12Warp {
   SWIN_FAST_DEVICE char* places(int stage) const {
     return memory + Window12::kAtPlaces + stage * 4 * Window12::kTokens;
   }
+  // Where dq of its first pixel lies in dqkv, in elements.
   SWIN_FAST_DEVICE char* image(int stage) const { return memory + Window12::kAtImages + 8 * stage; }
   SWIN_FAST_DEVICE char* borders(int stage) const { return memory + Window12::kAtBorders + 4 * stage; }
   SWIN_FAST_DEVICE char* regions(int stage) const {

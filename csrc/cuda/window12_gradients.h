@@ -18,7 +18,7 @@ struct Window12Gradients : Window12Warp<T, kCosine> {
   using Warp = Window12Warp<T, kCosine>;
   using typename Warp::Tile;
   using Warp::kHd, Warp::kKeyNorms, Warp::kQueryNorms, Warp::kWhole;
-  using Warp::p, Warp::lane, Warp::warp, Warp::quad, Warp::memory, Warp::factor, Warp::head;
+  using Warp::p, Warp::lane, Warp::warp, Warp::quad, Warp::memory, Warp::factor;
   using Warp::queries, Warp::keys, Warp::norms, Warp::places, Warp::image;
   template <int kCount>
   using Sums = float[kCount][2 * Tile::kSteps][4];
@@ -59,8 +59,8 @@ struct Window12Gradients : Window12Warp<T, kCosine> {
   // Gradients of q, k or v from their sums, to where they belong in the image of the stage.
   template <int kWhich, int kCount>
   SWIN_FAST_DEVICE void finish(Sums<kCount>& sums, int first, int stage, char* pad_sums) {
-    const auto b = load_shared<int64_t>(image(stage));
-    uint16_t* const to = row_of_dqkv<kHd>(p.problem, b, head, {0, 0}) + kWhich * p.problem.nH * kHd + (lane & 3) * 8;
+    uint16_t* const to = static_cast<uint16_t*>(p.problem.dqkv) + load_shared<int64_t>(image(stage)) +
+                         (kWhich * p.problem.nH * kHd + (lane & 3) * 8);
     SWIN_FAST_UNROLL
     for (int r = 0; r < kCount; ++r) {
       const int row = first + 16 * r;

@@ -79,7 +79,8 @@ struct Window12Results : Window12Gradients<T, kCosine> {
     const bool border = p.all.has_border(place);
     if (strip == 0 && lane == 0) {
       store_shared(borders(stage), border ? 1 : 0);
-      store_shared(image(stage), b);
+      const uint16_t* const to = row_of_dqkv<kHd>(problem, b, head, {0, 0});
+      store_shared(image(stage), int64_t{to - static_cast<uint16_t*>(problem.dqkv)});
     }
     if (!border || pair != 0) return;
     SWIN_FAST_NO_UNROLL

@@ -160,12 +160,12 @@ struct Window12Scores : Window12Gradients<T, kCosine> {
       }
     };
     score(stage, [&](int r) {
-      sum[r][0] = sum[r][1] = 0.0f;
       SWIN_FAST_UNROLL
       for (int e = 0; e < 8 * kTiles; ++e) {
         float& one = s[r][e >> 3][(e >> 2) & 1][e & 3];
         one = exp2_approx_here(one);
-        sum[r][(e >> 1) & 1] += one;
+        float& of_row = sum[r][(e >> 1) & 1];
+        of_row = (e & ~2) == 0 ? one : of_row + one;
       }
       if (r == 1) load_values(stage);
       if (r > 0) add_deltas(r - 1);
@@ -315,12 +315,11 @@ struct Window12Scores : Window12Gradients<T, kCosine> {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2 * kTiles; ++i) {
       float &of_row = sum[i / 2][i % 2], &with_dp = delta[i / 2][i % 2];
-      of_row = with_dp = 0.0f;
       SWIN_FAST_UNROLL
       for (int strip = 0; strip < Window12::kStrips; ++strip) {
         const auto two = load_shared<Float2>(sums + strip * Window12::kSumsOfStrip + 64 * i);
-        of_row += two.x;
-        with_dp += two.y;
+        of_row = strip == 0 ? two.x : of_row + two.x;
+        with_dp = strip == 0 ? two.y : with_dp + two.y;
       }
       exact = exact && of_row >= kLeast && of_row <= kMost;
     }

@@ -105,8 +105,8 @@ BUGS = {
     "dlogit_scale of one warp": Bug("warp < Window12::kScoreWarps; ++warp", "warp < 1; ++warp"),
     "sums of warps before all have left theirs": Bug("  sync_threads();  // sums of all warps\n", ""),
     "dq and dv exchanged": Bug(
-        "row_of_dqkv<kHd>(p.problem, b, head, {0, 0}) + kWhich * p",
-        "row_of_dqkv<kHd>(p.problem, b, head, {0, 0}) + (2 - kWhich) * p",
+        "(kWhich * p.problem.nH",
+        "((2 - kWhich) * p.problem.nH",
         GRADIENTS,
     ),
 }
