@@ -46,8 +46,9 @@ struct Window12 {
   // Shared memory. Stages are of one window, and of the one before or behind it.
   static constexpr int kStage = 2 * kPairBytes;
   static constexpr int kAtWeights = 2 * kStage;
-  static constexpr int kAtResults = kAtWeights + 2 * kWeights;  // a tile of dq of a warp, or two of dk and dv
-  static constexpr int kAtTable = kAtResults + (kScoreWarps + 2 * kStrips) * kResultTile;  // the bias, times log2(e)
+  static constexpr int kAtResults = kAtWeights + 2 * kWeights;  // a tile of dq of a warp, or three of dk or dv
+  static constexpr int kAtTable =
+      kAtResults + (kScoreWarps + kStrips * kTiles) * kResultTile;  // the bias, times log2(e)
   static constexpr int kAtBiasSums = kAtTable + (2 * kStrips - 1) * kPairs;
   static constexpr int kAtSums = kAtBiasSums + kScoreWarps * kPairs;  // of weights, and delta
   static constexpr int kAtNorms = kAtSums + kStrips * kSumsOfStrip;
@@ -71,7 +72,9 @@ struct Window12 {
     return 2 * (query_tile - key_tile) + half - eight + kEntries / 2;
   }
 
-  static SWIN_FAST_DEVICE int result_tile(int warp) { return warp < kScoreWarps ? warp : 2 * warp - kScoreWarps; }
+  static SWIN_FAST_DEVICE int result_tile(int warp) {
+    return warp < kScoreWarps ? warp : kScoreWarps + (warp - kScoreWarps) * kTiles;
+  }
 
   // Of a piece of a row of weights, so that eight rows of 288 bytes have theirs in eight groups of banks.
   static SWIN_FAST_DEVICE int weight(int row, int piece) {
@@ -79,7 +82,7 @@ struct Window12 {
   }
 };
 
-// Whether the kernel takes a problem on a GPU with room for so much shared memory a block: 217 KB, as of sm_90. Of a
+// Whether the kernel takes a problem on a GPU with room for so much shared memory a block: 220 KB, as of sm_90. Of a
 // dense bias no two entries are the same.
 inline bool takes_window12_bwd(const WindowAttentionParams& problem, size_t shared_memory) {
   return problem.window_size[0] == Window12::kSide && problem.window_size[1] == Window12::kSide &&

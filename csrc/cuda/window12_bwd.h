@@ -62,17 +62,21 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     Window12Results<T, kCosine> results(p);
     Windows::Place place = p.all.place(first);
     int64_t b = place.b;
+    results.find(b, place);
     results.fetch(b, place, 0);
     for (int i = 0;; ++i) {
       if (i < windows) results.receive(stage);
       wait_for_all();
       if (i > 0) results.compute(1 - stage);
       if (i == windows) break;
+      const bool goes_on = i + 1 < windows;
+      if (goes_on) {
+        b += p.all.advance(&place);
+        results.find(b, place);
+      }
       wait_for_all();
       stage = 1 - stage;
-      if (i + 1 == windows) continue;
-      b += p.all.advance(&place);
-      results.fetch(b, place, stage);
+      if (goes_on) results.fetch(b, place, stage);
     }
   }
 

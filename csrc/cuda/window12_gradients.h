@@ -56,18 +56,19 @@ struct Window12Gradients : Window12Warp<T, kCosine> {
     }
   }
 
-  // Gradients of q, k or v from their sums, to where they belong in the image of the stage.
+  // Gradients of q, k or v from their sums, to where they belong in the image of the stage: each step of it for all
+  // tiles, whose waits for shared memory go on beside one another.
   template <int kWhich, int kCount>
   SWIN_FAST_DEVICE void finish(Sums<kCount>& sums, int first, int stage, char* pad_sums) {
-    uint16_t* const to = static_cast<uint16_t*>(p.problem.dqkv) + load_shared<int64_t>(image(stage)) +
-                         (kWhich * p.problem.nH * kHd + (lane & 3) * 8);
+    int place[kCount][2];  // in the image, or kPadding
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < 2 * kCount; ++i) {
+      place[i / 2][i % 2] = load_shared<int>(places(stage) + 4 * (first + 8 * i + quad));
+    }
     SWIN_FAST_UNROLL
     for (int r = 0; r < kCount; ++r) {
-      const int row = first + 16 * r;
-      int place[2];  // in the image, or kPadding
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < 2; ++i) place[i] = load_shared<int>(places(stage) + 4 * (row + 8 * i + quad));
       if (kCosine && kWhich < 2) {
+        const int row = first + 16 * r;
         const char* const norm = norms(stage) + (kWhich == 0 ? kQueryNorms : kKeyNorms) + 4 * (row + quad);
         float left[2], whole[2], radial[2];
         SWIN_FAST_UNROLL
@@ -87,16 +88,37 @@ struct Window12Gradients : Window12Warp<T, kCosine> {
       } else if (kWhich < 2) {
         scale_rows<kHd>(sums[r], factor);
       }
-      if (kWhich > 0 && p.problem.pad_value != nullptr) {
-        const bool padding[2] = {place[0] < 0, place[1] < 0};
+    }
+    if (kWhich > 0 && p.problem.pad_value != nullptr) {
+      SWIN_FAST_UNROLL
+      for (int r = 0; r < kCount; ++r) {
+        const bool padding[2] = {place[r][0] < 0, place[r][1] < 0};
         if (any_lane(padding[0] || padding[1])) add_rows_of<kHd>(pad_sums, sums[r], padding, lane);
       }
-      char* const tile = staging + (kWhich + r) % 2 * Window12::kResultTile;  // the one before is still read
-      RoundedRows<T, kHd>(sums[r]).stage(tile, lane);
+    }
+    if (kWhich > 1) sync_warp();  // the tiles of dk have been read
+    SWIN_FAST_UNROLL
+    for (int r = 0; r < kCount; ++r) {
+      RoundedRows<T, kHd>(sums[r]).stage(staging + r * Window12::kResultTile, lane);
+    }
+    uint16_t* const to = static_cast<uint16_t*>(p.problem.dqkv) + load_shared<int64_t>(image(stage)) +
+                         (kWhich * p.problem.nH * kHd + (lane & 3) * 8);
+    const auto from = [&](int i) {
+      return load_shared<UInt4>(staging + i / 2 * Window12::kResultTile + Tile::offset(quad + i % 2 * 8, lane & 3));
+    };
+    const auto put = [&](int i, const UInt4& eight) {
+      store_global(to + place[i / 2][i % 2] * int64_t{3 * p.problem.nH * kHd}, eight);
+    };
+    if (p.in_pieces) {  // nothing is padding
+      UInt4 rows[2 * kCount];
       SWIN_FAST_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        const auto eight = load_shared<UInt4>(tile + Tile::offset(quad + 8 * i, lane & 3));
-        if (place[i] >= 0) store_global(to + place[i] * int64_t{3 * p.problem.nH * kHd}, eight);
+      for (int i = 0; i < 2 * kCount; ++i) rows[i] = from(i);
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 2 * kCount; ++i) put(i, rows[i]);
+    } else {
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 2 * kCount; ++i) {
+        if (place[i / 2][i % 2] >= 0) put(i, from(i));
       }
     }
   }

@@ -25,16 +25,41 @@ struct Window12Results : Window12Gradients<T, kCosine> {
   static constexpr int kRows = kStrip / 8;  // of a lane
 
   const int strip = warp - Window12::kScoreWarps, own = kStrip * strip;
+  const int column = strip * Window12::kPatch + (quad & 3), first_row = quad >> 2;  // and every second one
+  // Of the window that is fetched next, where in_pieces: its image, and pixels and pieces of rows from there on.
+  const uint16_t* images[4];
+  uint32_t pixels[kRows], pieces[kRows][2];
 
   SWIN_FAST_DEVICE explicit Window12Results(const Window12BwdParams& p_) : Base(p_) {
     for (int i = 0; i < 2; ++i) store_shared(pad_sums(strip) + 4 * (kHd * i + lane), 0.0f);
   }
 
-  // Begins to bring the rows of a window: of those of the strip a lane has a piece of six.
+  // Finds the rows of a window, which is fetched when all are done with the one before.
+  SWIN_FAST_DEVICE void find(int64_t b, const Windows::Place& place) {
+    if (!p.in_pieces) return;
+    const auto& problem = p.problem;
+    const auto wrap = [](uint32_t at, uint32_t size) { return at < at - size ? at : at - size; };
+    const auto H = static_cast<uint32_t>(problem.H), W = static_cast<uint32_t>(problem.W);
+    const uint32_t x =
+        wrap(static_cast<uint32_t>(place.x * Window12::kSide + column) + static_cast<uint32_t>(p.all.x.roll), W);
+    const uint32_t top =
+        static_cast<uint32_t>(place.y * Window12::kSide + first_row) + static_cast<uint32_t>(p.all.y.roll);
+    images[0] = rows_of_qkv(problem, b, 0, head).rows;
+    images[1] = rows_of_grad_out(problem, b, head).rows;
+    images[2] = images[0] + problem.qkv_stride[3];
+    images[3] = images[0] + 2 * problem.qkv_stride[3];
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const uint32_t y = wrap(top + 2 * i, H);
+      pixels[i] = y * W + x;
+      SWIN_FAST_UNROLL
+      for (int j = 0; j < 2; ++j) pieces[i][j] = y * p.pieces_y[j] + (x * p.pieces_x[j] + (lane & 3));
+    }
+  }
+
+  // Begins to bring them: of those of the strip a lane has a piece of six.
   SWIN_FAST_DEVICE void fetch(int64_t b, const Windows::Place& place, int stage) const {
     const auto& problem = p.problem;
-    const int column = strip * Window12::kPatch + (quad & 3), first_row = quad >> 2;  // and every second one
-    const RowSource q = rows_of_qkv(problem, b, 0, head), dout = rows_of_grad_out(problem, b, head);
     char* const to = queries(stage, own) + Tile::offset(quad, lane & 3);
     const auto place_of = [&](int i, int which) {
       return to + (which >> 1) * Window12::kPairBytes + (which & 1) * Tile::kSecond + Tile::sixteen(i / 2 * 16) +
@@ -42,26 +67,17 @@ struct Window12Results : Window12Gradients<T, kCosine> {
     };
     char* const of_tokens = places(stage) + 4 * (own + quad);
     if (p.in_pieces) {
-      const auto wrap = [](uint32_t at, uint32_t size) { return at < at - size ? at : at - size; };
-      const auto H = static_cast<uint32_t>(problem.H), W = static_cast<uint32_t>(problem.W);
-      const uint32_t x =
-          wrap(static_cast<uint32_t>(place.x * Window12::kSide + column) + static_cast<uint32_t>(p.all.x.roll), W);
-      const uint32_t top =
-          static_cast<uint32_t>(place.y * Window12::kSide + first_row) + static_cast<uint32_t>(p.all.y.roll);
-      const uint16_t* const rows[4] = {q.rows, dout.rows, q.rows + problem.qkv_stride[3],
-                                       q.rows + 2 * problem.qkv_stride[3]};
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 4 * kRows; ++i) {
+        const int which = i % 4;
+        copy_async_16(place_of(i / 4, which), images[which] + uint64_t{pieces[i / 4][which == 1]} * 8, true);
+      }
       SWIN_FAST_UNROLL
       for (int i = 0; i < kRows; ++i) {
-        const uint32_t y = wrap(top + 2 * i, H);
-        const uint32_t pieces[2] = {y * p.pieces_y[0] + (x * p.pieces_x[0] + (lane & 3)),
-                                    y * p.pieces_y[1] + (x * p.pieces_x[1] + (lane & 3))};
-        SWIN_FAST_UNROLL
-        for (int which = 0; which < 4; ++which) {
-          copy_async_16(place_of(i, which), rows[which] + uint64_t{pieces[which == 1]} * 8, true);
-        }
-        if (pair == 0) store_shared(of_tokens + 32 * i, y * W + x);
+        if (pair == 0) store_shared(of_tokens + 32 * i, pixels[i]);
       }
     } else {
+      const RowSource q = rows_of_qkv(problem, b, 0, head), dout = rows_of_grad_out(problem, b, head);
       const RowSource k = rows_of_qkv(problem, b, 1, head), v = rows_of_qkv(problem, b, 2, head);
       SWIN_FAST_NO_UNROLL
       for (int i = 0; i < kRows; ++i) {
