@@ -46,9 +46,8 @@ struct Window12 {
   // Shared memory. Stages are of one window, and of the one before or behind it.
   static constexpr int kStage = 2 * kPairBytes;
   static constexpr int kAtWeights = 2 * kStage;
-  static constexpr int kAtResults = kAtWeights + 2 * kWeights;  // a tile of dq of a warp, or three of dk or dv
-  static constexpr int kAtTable =
-      kAtResults + (kScoreWarps + kStrips * kTiles) * kResultTile;  // the bias, times log2(e)
+  static constexpr int kAtResults = kAtWeights + 2 * kWeights;  // tiles of dq, and of a strip of dk or dv of a warp
+  static constexpr int kAtTable = kAtResults + 2 * kSteps * kResultTile;  // the bias, times log2(e)
   static constexpr int kAtBiasSums = kAtTable + (2 * kStrips - 1) * kPairs;
   static constexpr int kAtSums = kAtBiasSums + kScoreWarps * kPairs;  // of weights, and delta
   static constexpr int kAtNorms = kAtSums + kStrips * kSumsOfStrip;
@@ -70,10 +69,6 @@ struct Window12 {
   // Of a tile of queries and eight columns of a tile of keys, rows lane / 4 or those behind.
   static SWIN_FAST_DEVICE constexpr int entries(int query_tile, int half, int key_tile, int eight) {
     return 2 * (query_tile - key_tile) + half - eight + kEntries / 2;
-  }
-
-  static SWIN_FAST_DEVICE int result_tile(int warp) {
-    return warp < kScoreWarps ? warp : kScoreWarps + (warp - kScoreWarps) * kTiles;
   }
 
   // Of a piece of a row of weights, so that eight rows of 288 bytes have theirs in eight groups of banks.

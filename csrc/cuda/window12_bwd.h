@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
       stage = 1 - stage;
     }
     scores.leave_parts();
+    wait_for_all();
   } else {
     Window12Results<T, kCosine> results(p);
     Windows::Place place = p.all.place(first);
@@ -77,7 +78,10 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
       wait_for_all();
       stage = 1 - stage;
       if (goes_on) results.fetch(b, place, stage);
+      if (i > 0) results.leave_queries();
     }
+    wait_for_all();
+    results.leave_queries();
   }
 
   sync_threads();  // sums of all warps

@@ -19,17 +19,16 @@ struct Window12Gradients : Window12Warp<T, kCosine> {
   using typename Warp::Tile;
   using Warp::kHd, Warp::kKeyNorms, Warp::kQueryNorms, Warp::kWhole;
   using Warp::p, Warp::lane, Warp::warp, Warp::quad, Warp::memory, Warp::factor;
-  using Warp::queries, Warp::keys, Warp::norms, Warp::places, Warp::image;
+  using Warp::queries, Warp::keys, Warp::norms;
   template <int kCount>
   using Sums = float[kCount][2 * Tile::kSteps][4];
 
-  char* const staging = memory + Window12::kAtResults + Window12::result_tile(warp) * Window12::kResultTile;
   float dlogit_scale = 0.0f;
 
   SWIN_FAST_DEVICE explicit Window12Gradients(const Window12BwdParams& p_) : Warp(p_) {}
 
-  // Of dpad_value, of a strip: of k, and of v.
-  SWIN_FAST_DEVICE char* pad_sums(int strip) const { return memory + Window12::kAtPadSums + strip * 2 * kHd * 4; }
+  // Tiles on their way: of dq, and, behind, those of a strip of dk or dv.
+  SWIN_FAST_DEVICE char* result(int tile) const { return memory + Window12::kAtResults + tile * Window12::kResultTile; }
 
   // The products of rows of weights, or of columns, with rows of k, q or dO: tiles from row `first` on.
   template <int kWhich, int kCount>
@@ -56,15 +55,9 @@ struct Window12Gradients : Window12Warp<T, kCosine> {
     }
   }
 
-  // Gradients of q, k or v from their sums, to where they belong in the image of the stage: each step of it for all
-  // tiles, whose waits for shared memory go on beside one another.
+  // Gradients of q, k or v from their sums, to tiles in shared memory.
   template <int kWhich, int kCount>
-  SWIN_FAST_DEVICE void finish(Sums<kCount>& sums, int first, int stage, char* pad_sums) {
-    int place[kCount][2];  // in the image, or kPadding
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < 2 * kCount; ++i) {
-      place[i / 2][i % 2] = load_shared<int>(places(stage) + 4 * (first + 8 * i + quad));
-    }
+  SWIN_FAST_DEVICE void finish(Sums<kCount>& sums, int first, int stage) {
     SWIN_FAST_UNROLL
     for (int r = 0; r < kCount; ++r) {
       if (kCosine && kWhich < 2) {
@@ -89,38 +82,12 @@ struct Window12Gradients : Window12Warp<T, kCosine> {
         scale_rows<kHd>(sums[r], factor);
       }
     }
-    if (kWhich > 0 && p.problem.pad_value != nullptr) {
-      SWIN_FAST_UNROLL
-      for (int r = 0; r < kCount; ++r) {
-        const bool padding[2] = {place[r][0] < 0, place[r][1] < 0};
-        if (any_lane(padding[0] || padding[1])) add_rows_of<kHd>(pad_sums, sums[r], padding, lane);
-      }
-    }
-    if (kWhich > 1) sync_warp();  // the tiles of dk have been read
+  }
+
+  template <int kCount>
+  SWIN_FAST_DEVICE void put(const Sums<kCount>& sums, char* tiles) const {
     SWIN_FAST_UNROLL
-    for (int r = 0; r < kCount; ++r) {
-      RoundedRows<T, kHd>(sums[r]).stage(staging + r * Window12::kResultTile, lane);
-    }
-    uint16_t* const to = static_cast<uint16_t*>(p.problem.dqkv) + load_shared<int64_t>(image(stage)) +
-                         (kWhich * p.problem.nH * kHd + (lane & 3) * 8);
-    const auto from = [&](int i) {
-      return load_shared<UInt4>(staging + i / 2 * Window12::kResultTile + Tile::offset(quad + i % 2 * 8, lane & 3));
-    };
-    const auto put = [&](int i, const UInt4& eight) {
-      store_global(to + place[i / 2][i % 2] * int64_t{3 * p.problem.nH * kHd}, eight);
-    };
-    if (p.in_pieces) {  // nothing is padding
-      UInt4 rows[2 * kCount];
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < 2 * kCount; ++i) rows[i] = from(i);
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < 2 * kCount; ++i) put(i, rows[i]);
-    } else {
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < 2 * kCount; ++i) {
-        if (place[i / 2][i % 2] >= 0) put(i, from(i));
-      }
-    }
+    for (int r = 0; r < kCount; ++r) RoundedRows<T, kHd>(sums[r]).stage(tiles + r * Window12::kResultTile, lane);
   }
 };
 

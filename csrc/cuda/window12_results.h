@@ -18,7 +18,6 @@ template <class T, bool kCosine>
 struct Window12Results : Window12Gradients<T, kCosine> {
   using Base = Window12Gradients<T, kCosine>;
   using Base::kHd, Base::kTiles, Base::kStrip, Base::kKeyNorms, Base::kQueryNorms, Base::kWhole;
-  using Base::multiply, Base::finish, Base::pad_sums;
   using Base::p, Base::lane, Base::warp, Base::quad, Base::pair, Base::memory, Base::head;
   using Base::queries, Base::keys, Base::norms, Base::regions, Base::borders, Base::places, Base::image;
   using typename Base::Tile;
@@ -26,12 +25,16 @@ struct Window12Results : Window12Gradients<T, kCosine> {
 
   const int strip = warp - Window12::kScoreWarps, own = kStrip * strip;
   const int column = strip * Window12::kPatch + (quad & 3), first_row = quad >> 2;  // and every second one
+  char* const pad_sums = memory + Window12::kAtPadSums + strip * 2 * kHd * 4;       // of dpad_value, of k and of v
+  // Of the window of compute(): its image in dqkv, and where rows of this lane lie there, or kPadding.
+  uint16_t* to;
+  int place[kRows];
   // Of the window that is fetched next, where in_pieces: its image, and pixels and pieces of rows from there on.
   const uint16_t* images[4];
   uint32_t pixels[kRows], pieces[kRows][2];
 
   SWIN_FAST_DEVICE explicit Window12Results(const Window12BwdParams& p_) : Base(p_) {
-    for (int i = 0; i < 2; ++i) store_shared(pad_sums(strip) + 4 * (kHd * i + lane), 0.0f);
+    for (int i = 0; i < 2; ++i) store_shared(pad_sums + 4 * (kHd * i + lane), 0.0f);
   }
 
   // Finds the rows of a window, which is fetched when all are done with the one before.
@@ -122,16 +125,57 @@ struct Window12Results : Window12Gradients<T, kCosine> {
 
   // Those of the window in a stage, while P and dS are there.
   SWIN_FAST_DEVICE void compute(int stage) {
+    to = static_cast<uint16_t*>(p.problem.dqkv) + load_shared<int64_t>(image(stage)) + (lane & 3) * 8;
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < kRows; ++i) place[i] = load_shared<int>(places(stage) + 4 * (own + 8 * i + quad));
     compute<1>(stage);
     compute<2>(stage);
   }
+
+  // A strip of dq of the window of compute(), which others have put.
+  SWIN_FAST_DEVICE void leave_queries() const { leave<0>(this->result(kTiles * strip)); }
 
  private:
   template <int kWhich>
   SWIN_FAST_DEVICE void compute(int stage) {
     typename Base::template Sums<kTiles> sums;
     this->template multiply<kWhich>(sums, own, stage);
-    this->template finish<kWhich>(sums, own, stage, pad_sums(strip) + (kWhich - 1) * 4 * kHd);
+    this->template finish<kWhich>(sums, own, stage);
+    if (p.problem.pad_value != nullptr) {
+      SWIN_FAST_UNROLL
+      for (int r = 0; r < kTiles; ++r) {
+        const bool padding[2] = {place[2 * r] < 0, place[2 * r + 1] < 0};
+        if (!any_lane(padding[0] || padding[1])) continue;
+        add_rows_of<kHd>(pad_sums + (kWhich - 1) * 4 * kHd, sums[r], padding, lane);
+      }
+    }
+    if (kWhich > 1) sync_warp();  // the tiles of dk have been read
+    char* const tiles = this->result(Window12::kSteps + kTiles * strip);
+    this->put(sums, tiles);
+    leave<kWhich>(tiles);
+  }
+
+  // Tiles to where they belong in the image.
+  template <int kWhich>
+  SWIN_FAST_DEVICE void leave(const char* tiles) const {
+    const auto from = [&](int i) {
+      return load_shared<UInt4>(tiles + i / 2 * Window12::kResultTile + Tile::offset(quad + i % 2 * 8, lane & 3));
+    };
+    const auto store = [&](int i, const UInt4& eight) {
+      store_global(to + kWhich * p.problem.nH * kHd + place[i] * int64_t{3 * p.problem.nH * kHd}, eight);
+    };
+    if (p.in_pieces) {  // nothing is padding, and waits for shared memory go on beside one another
+      UInt4 rows[kRows];
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < kRows; ++i) rows[i] = from(i);
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < kRows; ++i) store(i, rows[i]);
+    } else {
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < kRows; ++i) {
+        if (place[i] >= 0) store(i, from(i));
+      }
+    }
   }
 };
 

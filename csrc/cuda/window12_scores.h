@@ -332,7 +332,8 @@ struct Window12Scores : Window12Gradients<T, kCosine> {
   SWIN_FAST_DEVICE void compute_queries(int stage) {
     typename Base::template Sums<1> sums;
     this->template multiply<0>(sums, 16 * warp, stage);
-    this->template finish<0>(sums, 16 * warp, stage, nullptr);
+    this->template finish<0>(sums, 16 * warp, stage);
+    this->put(sums, this->result(warp));
   }
 
   // The part of dlogit_scale, to where sums of rows were.
