@@ -128,7 +128,7 @@ struct Window12Scores : Window12Gradients<T, kCosine> {
     for (int tile = 0; tile < kTiles; ++tile) v[tile] = {keys(stage, own_keys + 16 * tile) + Tile::kSecond, lane};
   }
 
-  // Gives dP to use(tile of queries, tile of keys, products), after load_values.
+  // Gives dP - delta to use(tile of queries, tile of keys, products), after load_values: sums begin with -delta.
   template <class Use>
   SWIN_FAST_DEVICE void with_values(int stage, const Use& use) const {
     SWIN_FAST_UNROLL
@@ -137,7 +137,9 @@ struct Window12Scores : Window12Gradients<T, kCosine> {
       SWIN_FAST_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         float dp[2][4];
-        v[tile].times(dp, dout);
+        SWIN_FAST_UNROLL
+        for (int e = 0; e < 8; ++e) dp[e >> 2][e & 3] = -delta[r][(e >> 1) & 1];
+        v[tile].add_products(dp, dout);
         use(r, tile, dp);
       }
     }
@@ -281,7 +283,7 @@ struct Window12Scores : Window12Gradients<T, kCosine> {
         SWIN_FAST_UNROLL
         for (int e = 0; e < 2; ++e) {
           two[e] = s[r][tile][j][2 * half + e] * share[r][half];
-          gradient[e] = two[e] * (dp[j][2 * half + e] - delta[r][half]);
+          gradient[e] = two[e] * dp[j][2 * half + e];
           if (kMayBeDead && sum[r][half] == 0.0f) two[e] = gradient[e] = 0.0f;
           to_bias[Window12::entries(r, half, tile, j)][e] += gradient[e];
         }
