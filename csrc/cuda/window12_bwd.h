@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
       stage = 1 - stage;
     }
     scores.leave_parts();
-    wait_for_all();
+    wait_for_all();  // and see sums over windows
   } else {
     Window12Results<T, kCosine> results(p);
     Windows::Place place = p.all.place(first);
@@ -84,7 +84,6 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     results.leave_queries();
   }
 
-  sync_threads();  // sums of all warps
   const int thread = threadIdx.x;
   if (kCosine && thread == 0) {
     float sum = 0.0f;

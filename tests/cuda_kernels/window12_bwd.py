@@ -110,7 +110,9 @@ BUGS = {
     "dpad_value of one strip": Bug("strip < kStrips; ++strip", "strip < 1; ++strip"),
     "dlogit_scale of eight lanes": Bug("kCosine && mask < 32;", "kCosine && mask < 16;", SCORES),
     "dlogit_scale of one warp": Bug("warp < Window12::kScoreWarps; ++warp", "warp < 1; ++warp"),
-    "sums of warps before all have left theirs": Bug("  sync_threads();  // sums of all warps\n", ""),
+    "sums of warps before all have left theirs": Bug(
+        "    scores.leave_parts();\n    wait_for_all();", "    wait_for_all();\n    scores.leave_parts();"
+    ),
     "dq and dv exchanged": Bug("to + kWhich * p.problem.nH", "to + (2 - kWhich) * p.problem.nH", RESULTS),
 }
 
