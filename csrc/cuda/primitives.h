@@ -325,6 +325,13 @@ SWIN_FAST_DEVICE float exp2_approx(float x) {
   return y;
 }
 
+// The same where it stands: the compiler does not move it behind the next product.
+SWIN_FAST_DEVICE float exp2_approx_here(float x) {
+  float y;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Computes  1 / sqrt(x)  to 2 ulp.
 SWIN_FAST_DEVICE float rsqrt_approx(float x) {
   float y;

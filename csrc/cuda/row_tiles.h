@@ -224,10 +224,14 @@ struct OtherRows {
     for (int step = 0; step < RowTile<kHd>::kSteps; ++step) RowTile<kHd>::columns(b[step], rows, step, lane);
   }
 
-  // The products with own rows, as OwnRows::times gives them.
+  // The products with own rows, as OwnRows::times gives them; and added to what is there.
   SWIN_FAST_DEVICE void times(float (&product)[2][4], const OwnRows<T, kHd>& own) const {
     SWIN_FAST_UNROLL
     for (int e = 0; e < 8; ++e) product[e >> 2][e & 3] = 0.0f;
+    add_products(product, own);
+  }
+
+  SWIN_FAST_DEVICE void add_products(float (&product)[2][4], const OwnRows<T, kHd>& own) const {
     SWIN_FAST_UNROLL
     for (int step = 0; step < RowTile<kHd>::kSteps; ++step) {
       uint32_t a[4];

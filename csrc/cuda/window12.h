@@ -33,7 +33,7 @@ struct Window12 {
   static constexpr int kPatch = 4, kStrips = kSide / kPatch, kTiles = kStrips, kStrip = 16 * kTiles;
   static constexpr int kSteps = kTokens / 16;                    // of 16 queries or keys
   static constexpr int kScoreWarps = kStrips * kStrips;          // of a strip of queries and one of keys each
-  static constexpr int kThreads = 32 * (kScoreWarps + kStrips);  // and of a strip of dq, dk and dv each
+  static constexpr int kThreads = 32 * (kScoreWarps + kStrips);  // and of a strip of dk and dv each
   static constexpr int kEntries = 2 * 2 * kTiles - 1;            // pairs of entries of the bias
   static constexpr int kPairs = kEntries * 32 * sizeof(Float2);  // of all lanes
   static constexpr int kWeightRow = 2 * kTokens, kWeights = kTokens * kWeightRow;  // of P, and of dS
@@ -46,15 +46,16 @@ struct Window12 {
   // Shared memory. Stages are of one window, and of the one before or behind it.
   static constexpr int kStage = 2 * kPairBytes;
   static constexpr int kAtWeights = 2 * kStage;
-  static constexpr int kAtResults = kAtWeights + 2 * kWeights;             // two tiles of a warp
-  static constexpr int kAtTable = kAtResults + kStrips * 2 * kResultTile;  // the bias, times log2(e)
+  static constexpr int kAtResults = kAtWeights + 2 * kWeights;  // tiles of dq, and of a strip of dk or dv of a warp
+  static constexpr int kAtTable = kAtResults + 2 * kSteps * kResultTile;  // the bias, times log2(e)
   static constexpr int kAtBiasSums = kAtTable + (2 * kStrips - 1) * kPairs;
   static constexpr int kAtSums = kAtBiasSums + kScoreWarps * kPairs;  // of weights, and delta
   static constexpr int kAtNorms = kAtSums + kStrips * kSumsOfStrip;
   static constexpr int kAtPlaces = kAtNorms + 2 * 4 * kNorm;
   static constexpr int kAtRegions = kAtPlaces + 2 * 4 * kTokens;
-  static constexpr int kAtPadSums = kAtRegions + 2 * 2 * kTokens;    // of dpad_value
-  static constexpr int kAtBorders = kAtPadSums + kStrips * kHd * 4;  // of a stage, whether the window has one
+  static constexpr int kAtPadSums = kAtRegions + 2 * 2 * kTokens;  // of dpad_value
+  static constexpr int kAtImages = kAtPadSums + kStrips * 2 * kHd * 4;
+  static constexpr int kAtBorders = kAtImages + 2 * 8;  // of a stage, whether the window has one
   static constexpr size_t kSharedBytes = kAtBorders + 16;
 
   static constexpr int kReach = 2 * kSide - 1;
@@ -76,7 +77,7 @@ struct Window12 {
   }
 };
 
-// Whether the kernel takes a problem on a GPU with room for so much shared memory a block: 208 KB, as of sm_90. Of a
+// Whether the kernel takes a problem on a GPU with room for so much shared memory a block: 220 KB, as of sm_90. Of a
 // dense bias no two entries are the same.
 inline bool takes_window12_bwd(const WindowAttentionParams& problem, size_t shared_memory) {
   return problem.window_size[0] == Window12::kSide && problem.window_size[1] == Window12::kSide &&
@@ -128,6 +129,8 @@ struct Window12Warp {
   SWIN_FAST_DEVICE char* places(int stage) const {
     return memory + Window12::kAtPlaces + stage * 4 * Window12::kTokens;
   }
+  // Where dq of its first pixel lies in dqkv, in elements.
+  SWIN_FAST_DEVICE char* image(int stage) const { return memory + Window12::kAtImages + 8 * stage; }
   SWIN_FAST_DEVICE char* borders(int stage) const { return memory + Window12::kAtBorders + 4 * stage; }
   SWIN_FAST_DEVICE char* regions(int stage) const {
     return memory + Window12::kAtRegions + stage * 2 * Window12::kTokens;

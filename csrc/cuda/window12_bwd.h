@@ -16,9 +16,9 @@ namespace swin_fast::cuda {
 
 // Computes: dqkv of windows of 144 tokens, and the parts of dbias, dlogit_scale and dpad_value.
 // Grid:     nH * owners of kThreads, heads fastest, which run at the same time and share cache lines. Nine warps have
-//           the scores of a strip of queries and one of keys each: a fragment of k or v serves three tiles of queries.
-//           Three, for which nine leave room in the register file, have dq, dk or dv of the window before, and bring a
-//           strip of the rows of the one behind.
+//           the scores of a strip of queries and one of keys each: a fragment of k or v serves three tiles of queries;
+//           before that a tile of dq of the window before. Three, for which nine leave room in the register file, have
+//           a strip of its dk and dv each, and then bring one of the rows of the window behind.
 // Memory:   reads 4 and writes 3 rows of 64 bytes for each token and head, 16 bytes at a time. P and dS go through
 //           shared memory in the dtype of the rows, where a warp keeps its 22 sums of dbias a lane as well.
 // Numerics: products in the input dtype with float32 accumulators; scores, softmax and sums over windows in float32; P
@@ -48,44 +48,58 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
   const auto wait_for_all = [] { sync_threads(); };
   if (has_scores) {
     Window12Scores<T, kCosine> scores(p);
-    for (int left = windows; left > 0; --left) {
+    for (int i = 0;; ++i) {
       wait_for_all();
+      if (i > 0) scores.compute_queries(1 - stage);
+      if (i == windows) break;
       scores.weigh(stage);
       wait_for_all();
       scores.differentiate_rows(stage);
       stage = 1 - stage;
     }
-    wait_for_all();
-    wait_for_all();
+    scores.leave_parts();
+    wait_for_all();  // and see sums over windows
   } else {
     Window12Results<T, kCosine> results(p);
     Windows::Place place = p.all.place(first);
     int64_t b = place.b;
+    results.find(b, place);
     results.fetch(b, place, 0);
-    results.receive(0);
-    wait_for_all();
-    int64_t b_before = b;
     for (int i = 0;; ++i) {
+      if (i < windows) results.receive(stage);
       wait_for_all();
+      if (i > 0) results.compute(1 - stage);
+      if (i == windows) break;
       const bool goes_on = i + 1 < windows;
-      const int64_t b_of_results = b_before;
-      b_before = b;
       if (goes_on) {
         b += p.all.advance(&place);
-        results.fetch(b, place, 1 - stage);
+        results.find(b, place);
       }
-      if (i > 0 && !kCosine) results.finish_rest(b_of_results, 1 - stage);
-      if (i == windows) break;
-      if (goes_on) results.receive(1 - stage);
       wait_for_all();
-      results.compute(b_before, stage);
       stage = 1 - stage;
+      if (goes_on) results.fetch(b, place, stage);
+      if (i > 0) results.leave_queries();
     }
-    results.leave_parts(part);
+    wait_for_all();
+    results.leave_queries();
   }
 
-  sync_threads();  // sums of all warps
-  for (int i = threadIdx.x; i < Window12::kReach * Window12::kReach && p.parts.dbias != nullptr; i += blockDim.x) {
+  const int thread = threadIdx.x;
+  if (kCosine && thread == 0) {
+    float sum = 0.0f;
+    for (int warp = 0; warp < Window12::kScoreWarps; ++warp) {
+      sum += load_shared<float>(shared_memory() + Window12::kAtSums + 4 * warp);
+    }
+    store_global(p.parts.dlogit_scale + part, sum);
+  }
+  if (problem.pad_value != nullptr && thread < 2 * Window12::kHd) {
+    float sum = 0.0f;
+    for (int strip = 0; strip < kStrips; ++strip) {
+      sum += load_shared<float>(shared_memory() + Window12::kAtPadSums + 4 * (strip * 2 * Window12::kHd + thread));
+    }
+    store_global(p.parts.dpad_value + 2 * part * Window12::kHd + thread, sum);
+  }
+  for (int i = thread; i < Window12::kReach * Window12::kReach && p.parts.dbias != nullptr; i += blockDim.x) {
     const int dy = i / Window12::kReach - (Window12::kSide - 1), dx = i % Window12::kReach - (Window12::kSide - 1);
     float sum = 0.0f;
     for (int of_lane = 0; of_lane < 64; ++of_lane) {  // either of its two entries

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The backward of windows of 12 x 12: gradients of rows, and how rows come.
+// The backward of windows of 12 x 12: gradients of keys and values, and how rows come.
 #pragma once
 
 #include <cstdint>
@@ -8,40 +8,61 @@
 #include "primitives.h"
 #include "row_tiles.h"
 #include "window12.h"
+#include "window12_gradients.h"
 #include "windows.h"
 
 namespace swin_fast::cuda {
 
-// dq, dk or dv, and a strip of the rows of the next window.
+// A strip of dk and of dv, and of the rows of the next window.
 template <class T, bool kCosine>
-struct Window12Results : Window12Warp<T, kCosine> {
-  using Warp = Window12Warp<T, kCosine>;
-  using typename Warp::Tile;
-  using Warp::kHd, Warp::kTiles, Warp::kStrip, Warp::kKeyNorms, Warp::kQueryNorms, Warp::kWhole;
-  using Warp::p, Warp::lane, Warp::warp, Warp::quad, Warp::pair, Warp::memory, Warp::factor, Warp::head;
-  using Warp::queries, Warp::keys, Warp::norms, Warp::regions, Warp::borders, Warp::places;
+struct Window12Results : Window12Gradients<T, kCosine> {
+  using Base = Window12Gradients<T, kCosine>;
+  using Base::kHd, Base::kTiles, Base::kStrip, Base::kKeyNorms, Base::kQueryNorms, Base::kWhole;
+  using Base::p, Base::lane, Base::warp, Base::quad, Base::pair, Base::memory, Base::head;
+  using Base::queries, Base::keys, Base::norms, Base::regions, Base::borders, Base::places, Base::image;
+  using typename Base::Tile;
   static constexpr int kRows = kStrip / 8;  // of a lane
-  static constexpr int kAtOnce = 5, kHeld = Window12::kSteps - kAtOnce;
-  template <int kCount>
-  using Sums = float[kCount][2 * Tile::kSteps][4];
 
-  const int which = warp - Window12::kScoreWarps, strip = which, own = kStrip * strip;
-  char* const staging = memory + Window12::kAtResults + which * 2 * Window12::kResultTile;
-  char* const pad_sums = memory + Window12::kAtPadSums + which * kHd * 4;  // of dpad_value
-  float dlogit_scale = 0.0f;
-  // The last tiles, which wait until others have come to P and dS, and where their rows lie in the image, or kPadding.
-  Sums<kHeld> held;
-  int of_image[kHeld][2];
+  const int strip = warp - Window12::kScoreWarps, own = kStrip * strip;
+  const int column = strip * Window12::kPatch + (quad & 3), first_row = quad >> 2;  // and every second one
+  char* const pad_sums = memory + Window12::kAtPadSums + strip * 2 * kHd * 4;       // of dpad_value, of k and of v
+  // Of the window of compute(): its image in dqkv, and where rows of this lane lie there, or kPadding.
+  uint16_t* to;
+  int place[kRows];
+  // Of the window that is fetched next, where in_pieces: its image, and pixels and pieces of rows from there on.
+  const uint16_t* images[4];
+  uint32_t pixels[kRows], pieces[kRows][2];
 
-  SWIN_FAST_DEVICE explicit Window12Results(const Window12BwdParams& p_) : Warp(p_) {
-    store_shared(pad_sums + 4 * lane, 0.0f);
+  SWIN_FAST_DEVICE explicit Window12Results(const Window12BwdParams& p_) : Base(p_) {
+    for (int i = 0; i < 2; ++i) store_shared(pad_sums + 4 * (kHd * i + lane), 0.0f);
   }
 
-  // Begins to bring the rows of a window: of those of the strip a lane has a piece of six.
+  // Finds the rows of a window, which is fetched when all are done with the one before.
+  SWIN_FAST_DEVICE void find(int64_t b, const Windows::Place& place) {
+    if (!p.in_pieces) return;
+    const auto& problem = p.problem;
+    const auto wrap = [](uint32_t at, uint32_t size) { return at < at - size ? at : at - size; };
+    const auto H = static_cast<uint32_t>(problem.H), W = static_cast<uint32_t>(problem.W);
+    const uint32_t x =
+        wrap(static_cast<uint32_t>(place.x * Window12::kSide + column) + static_cast<uint32_t>(p.all.x.roll), W);
+    const uint32_t top =
+        static_cast<uint32_t>(place.y * Window12::kSide + first_row) + static_cast<uint32_t>(p.all.y.roll);
+    images[0] = rows_of_qkv(problem, b, 0, head).rows;
+    images[1] = rows_of_grad_out(problem, b, head).rows;
+    images[2] = images[0] + problem.qkv_stride[3];
+    images[3] = images[0] + 2 * problem.qkv_stride[3];
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const uint32_t y = wrap(top + 2 * i, H);
+      pixels[i] = y * W + x;
+      SWIN_FAST_UNROLL
+      for (int j = 0; j < 2; ++j) pieces[i][j] = y * p.pieces_y[j] + (x * p.pieces_x[j] + (lane & 3));
+    }
+  }
+
+  // Begins to bring them: of those of the strip a lane has a piece of six.
   SWIN_FAST_DEVICE void fetch(int64_t b, const Windows::Place& place, int stage) const {
     const auto& problem = p.problem;
-    const int column = strip * Window12::kPatch + (quad & 3), first_row = quad >> 2;  // and every second one
-    const RowSource q = rows_of_qkv(problem, b, 0, head), dout = rows_of_grad_out(problem, b, head);
     char* const to = queries(stage, own) + Tile::offset(quad, lane & 3);
     const auto place_of = [&](int i, int which) {
       return to + (which >> 1) * Window12::kPairBytes + (which & 1) * Tile::kSecond + Tile::sixteen(i / 2 * 16) +
@@ -49,26 +70,17 @@ struct Window12Results : Window12Warp<T, kCosine> {
     };
     char* const of_tokens = places(stage) + 4 * (own + quad);
     if (p.in_pieces) {
-      const auto wrap = [](uint32_t at, uint32_t size) { return at < at - size ? at : at - size; };
-      const auto H = static_cast<uint32_t>(problem.H), W = static_cast<uint32_t>(problem.W);
-      const uint32_t x =
-          wrap(static_cast<uint32_t>(place.x * Window12::kSide + column) + static_cast<uint32_t>(p.all.x.roll), W);
-      const uint32_t top =
-          static_cast<uint32_t>(place.y * Window12::kSide + first_row) + static_cast<uint32_t>(p.all.y.roll);
-      const uint16_t* const rows[4] = {q.rows, dout.rows, q.rows + problem.qkv_stride[3],
-                                       q.rows + 2 * problem.qkv_stride[3]};
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 4 * kRows; ++i) {
+        const int which = i % 4;
+        copy_async_16(place_of(i / 4, which), images[which] + uint64_t{pieces[i / 4][which == 1]} * 8, true);
+      }
       SWIN_FAST_UNROLL
       for (int i = 0; i < kRows; ++i) {
-        const uint32_t y = wrap(top + 2 * i, H);
-        const uint32_t pieces[2] = {y * p.pieces_y[0] + (x * p.pieces_x[0] + (lane & 3)),
-                                    y * p.pieces_y[1] + (x * p.pieces_x[1] + (lane & 3))};
-        SWIN_FAST_UNROLL
-        for (int which = 0; which < 4; ++which) {
-          copy_async_16(place_of(i, which), rows[which] + uint64_t{pieces[which == 1]} * 8, true);
-        }
-        if (pair == 0) store_shared(of_tokens + 32 * i, y * W + x);
+        if (pair == 0) store_shared(of_tokens + 32 * i, pixels[i]);
       }
     } else {
+      const RowSource q = rows_of_qkv(problem, b, 0, head), dout = rows_of_grad_out(problem, b, head);
       const RowSource k = rows_of_qkv(problem, b, 1, head), v = rows_of_qkv(problem, b, 2, head);
       SWIN_FAST_NO_UNROLL
       for (int i = 0; i < kRows; ++i) {
@@ -84,7 +96,11 @@ struct Window12Results : Window12Warp<T, kCosine> {
     }
     copy_async_commit();
     const bool border = p.all.has_border(place);
-    if (strip == 0 && lane == 0) store_shared(borders(stage), border ? 1 : 0);
+    if (strip == 0 && lane == 0) {
+      store_shared(borders(stage), border ? 1 : 0);
+      const uint16_t* const to = row_of_dqkv<kHd>(problem, b, head, {0, 0});
+      store_shared(image(stage), int64_t{to - static_cast<uint16_t*>(problem.dqkv)});
+    }
     if (!border || pair != 0) return;
     SWIN_FAST_NO_UNROLL
     for (int i = 0; i < kRows; ++i) {
@@ -107,116 +123,59 @@ struct Window12Results : Window12Warp<T, kCosine> {
     }
   }
 
-  // The products of rows of weights, or of columns, with rows of q, k or dO: tiles from `first` on.
-  template <bool kColumns, int kCount>
-  SWIN_FAST_DEVICE void multiply(Sums<kCount>& sums, int first, int stage) const {
-    const char* const rows = which == 0   ? keys(stage, 0)
-                             : which == 1 ? queries(stage, 0)
-                                          : queries(stage, 0) + Tile::kSecond;
-    const char* const left = memory + Window12::kAtWeights + (which < 2 ? Window12::kWeights : 0) +
-                             (kColumns ? first * 32 + Window12::weight((lane & 7) + (lane >> 4) * 8, (lane >> 3) & 1)
-                                       : Window12::weight(first * 16 + (lane & 15), lane >> 4));
+  // Those of the window in a stage, while P and dS are there.
+  SWIN_FAST_DEVICE void compute(int stage) {
+    to = static_cast<uint16_t*>(p.problem.dqkv) + load_shared<int64_t>(image(stage)) + (lane & 3) * 8;
     SWIN_FAST_UNROLL
-    for (int i = 0; i < 16 * kCount; ++i) sums[i / 16][i / 4 % 4][i % 4] = 0.0f;
-    SWIN_FAST_UNROLL
-    for (int step = 0; step < Window12::kSteps; ++step) {
-      uint32_t a[kCount][4];
-      SWIN_FAST_UNROLL
-      for (int r = 0; r < kCount; ++r) {
-        if (kColumns) {
-          ldmatrix_x4_trans(a[r], left + step * 16 * Window12::kWeightRow + r * 32);
-        } else {
-          ldmatrix_x4(a[r], left + r * 16 * Window12::kWeightRow + step * 32);
-        }
-      }
-      add_tiles_times<T, kHd>(sums, a, rows + Tile::sixteen(16 * step), lane);
-    }
+    for (int i = 0; i < kRows; ++i) place[i] = load_shared<int>(places(stage) + 4 * (own + 8 * i + quad));
+    compute<1>(stage);
+    compute<2>(stage);
   }
 
-  template <int kCount>
-  SWIN_FAST_DEVICE void multiply(Sums<kCount>& sums, int first, int stage) const {
-    if (which == 0) {
-      multiply<false>(sums, first, stage);
+  // A strip of dq of the window of compute(), which others have put.
+  SWIN_FAST_DEVICE void leave_queries() const { leave<0>(this->result(kTiles * strip)); }
+
+ private:
+  template <int kWhich>
+  SWIN_FAST_DEVICE void compute(int stage) {
+    typename Base::template Sums<kTiles> sums;
+    this->template multiply<kWhich>(sums, own, stage);
+    this->template finish<kWhich>(sums, own, stage);
+    if (p.problem.pad_value != nullptr) {
+      SWIN_FAST_UNROLL
+      for (int r = 0; r < kTiles; ++r) {
+        const bool padding[2] = {place[2 * r] < 0, place[2 * r + 1] < 0};
+        if (!any_lane(padding[0] || padding[1])) continue;
+        add_rows_of<kHd>(pad_sums + (kWhich - 1) * 4 * kHd, sums[r], padding, lane);
+      }
+    }
+    if (kWhich > 1) sync_warp();  // the tiles of dk have been read
+    char* const tiles = this->result(Window12::kSteps + kTiles * strip);
+    this->put(sums, tiles);
+    leave<kWhich>(tiles);
+  }
+
+  // Tiles to where they belong in the image.
+  template <int kWhich>
+  SWIN_FAST_DEVICE void leave(const char* tiles) const {
+    const auto from = [&](int i) {
+      return load_shared<UInt4>(tiles + i / 2 * Window12::kResultTile + Tile::offset(quad + i % 2 * 8, lane & 3));
+    };
+    const auto store = [&](int i, const UInt4& eight) {
+      store_global(to + kWhich * p.problem.nH * kHd + place[i] * int64_t{3 * p.problem.nH * kHd}, eight);
+    };
+    if (p.in_pieces) {  // nothing is padding, and waits for shared memory go on beside one another
+      UInt4 rows[kRows];
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < kRows; ++i) rows[i] = from(i);
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < kRows; ++i) store(i, rows[i]);
     } else {
-      multiply<true>(sums, first, stage);
-    }
-  }
-
-  // Where the rows of this lane lie in the image, or kPadding.
-  template <int kCount>
-  SWIN_FAST_DEVICE void find(int (&rows)[kCount][2], int first, int stage) const {
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < 2 * kCount; ++i) {
-      rows[i / 2][i % 2] = load_shared<int>(places(stage) + 4 * (16 * first + 8 * i + quad));
-    }
-  }
-
-  // Gradients of q, k or v from their sums, to where they belong.
-  template <int kCount>
-  SWIN_FAST_DEVICE void finish(Sums<kCount>& sums, int first, const int (&rows)[kCount][2], int64_t b, int stage) {
-    uint16_t* const to = row_of_dqkv<kHd>(p.problem, b, head, {0, 0}) + which * p.problem.nH * kHd + (lane & 3) * 8;
-    const float of_result = which < 2 ? factor : 1.0f;
-    SWIN_FAST_UNROLL
-    for (int r = 0; r < kCount; ++r) {
-      if (kCosine && which < 2) {
-        const int row = 16 * (first + r);
-        const char* const norm = norms(stage) + (which == 0 ? kQueryNorms : kKeyNorms) + 4 * (row + quad);
-        float left[2], whole[2], radial[2];
-        SWIN_FAST_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          left[i] = load_shared<float>(norm + 32 * i);
-          whole[i] = load_shared<float>(norm + kWhole + 32 * i);
-          const float share = reciprocal_approx(left[i]);  // dS came times the norms of both sides
-          SWIN_FAST_UNROLL
-          for (int c = 0; c < 2 * Tile::kSteps; ++c) {
-            sums[r][c][2 * i] *= share;
-            sums[r][c][2 * i + 1] *= share;
-          }
-        }
-        const OwnRows<T, kHd> own_rows(which == 0 ? queries(stage, row) : keys(stage, row), lane);
-        own_rows.through_norm(sums[r], left, whole, factor, radial);
-        dlogit_scale += radial[0] + radial[1];  // only that of queries counts
-      } else if (!kCosine) {
-        scale_rows<kHd>(sums[r], of_result);
-      }
-      if (p.problem.pad_value != nullptr && which > 0) {
-        const bool padding[2] = {rows[r][0] < 0, rows[r][1] < 0};
-        if (any_lane(padding[0] || padding[1])) add_rows_of<kHd>(pad_sums, sums[r], padding, lane);
-      }
-      char* const tile = staging + (first + r) % 2 * Window12::kResultTile;  // the one before is still read
-      RoundedRows<T, kHd>(sums[r]).stage(tile, lane);
       SWIN_FAST_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        const auto eight = load_shared<UInt4>(tile + Tile::offset(quad + 8 * i, lane & 3));
-        if (rows[r][i] >= 0) store_global(to + rows[r][i] * int64_t{3 * p.problem.nH * kHd}, eight);
+      for (int i = 0; i < kRows; ++i) {
+        if (place[i] >= 0) store(i, from(i));
       }
     }
-  }
-
-  // Those of a window, while P and dS are there.
-  SWIN_FAST_DEVICE void compute(int64_t b, int stage) {
-    Sums<kAtOnce> sums;
-    int rows[kAtOnce][2];
-    multiply(sums, 0, stage);
-    find(rows, 0, stage);
-    finish(sums, 0, rows, b, stage);
-    multiply(held, kAtOnce, stage);
-    find(of_image, kAtOnce, stage);
-    if (kCosine) finish(held, kAtOnce, of_image, b, stage);  // while its norms are there
-  }
-
-  SWIN_FAST_DEVICE void finish_rest(int64_t b, int stage) { finish(held, kAtOnce, of_image, b, stage); }
-
-  // To part `part`.
-  SWIN_FAST_DEVICE void leave_parts(int64_t part) {
-    if (kCosine && which == 0) {
-      SWIN_FAST_UNROLL
-      for (int mask = 4; mask < 32; mask *= 2) dlogit_scale += shuffle_xor(dlogit_scale, mask);
-      if (lane == 0) store_global(p.parts.dlogit_scale + part, dlogit_scale);
-    }
-    if (p.problem.pad_value == nullptr || which == 0) return;
-    sync_warp();
-    store_global(p.parts.dpad_value + (2 * part + which - 1) * kHd + lane, load_shared<float>(pad_sums + 4 * lane));
   }
 };
 

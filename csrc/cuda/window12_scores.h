@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The backward of windows of 12 x 12: scores, weights and their gradients.
+// The backward of windows of 12 x 12: scores, weights and their gradients, and gradients of queries.
 #pragma once
 
 #include <cmath>
@@ -9,17 +9,18 @@
 #include "primitives.h"
 #include "row_tiles.h"
 #include "window12.h"
+#include "window12_gradients.h"
 
 namespace swin_fast::cuda {
 
-// The scores of a strip of queries and a strip of keys.
+// The scores of a strip of queries and a strip of keys, and a tile of dq.
 template <class T, bool kCosine>
-struct Window12Scores : Window12Warp<T, kCosine> {
-  using Warp = Window12Warp<T, kCosine>;
-  using typename Warp::Tile;
-  using Warp::kHd, Warp::kTiles, Warp::kStrip, Warp::kKeyNorms, Warp::kQueryNorms;
-  using Warp::p, Warp::lane, Warp::warp, Warp::quad, Warp::pair, Warp::memory, Warp::factor;
-  using Warp::queries, Warp::keys, Warp::norms, Warp::regions, Warp::borders;
+struct Window12Scores : Window12Gradients<T, kCosine> {
+  using Base = Window12Gradients<T, kCosine>;
+  using Base::kHd, Base::kTiles, Base::kStrip, Base::kKeyNorms, Base::kQueryNorms;
+  using Base::p, Base::lane, Base::warp, Base::quad, Base::pair, Base::memory, Base::factor, Base::dlogit_scale;
+  using Base::queries, Base::keys, Base::norms, Base::regions, Base::borders;
+  using typename Base::Tile;
   static constexpr int kEntries = Window12::kEntries;
 
   const int query_strip = warp / Window12::kStrips, key_strip = warp % Window12::kStrips;
@@ -30,7 +31,7 @@ struct Window12Scores : Window12Warp<T, kCosine> {
   OtherRows<T, kHd> v[kTiles];
   float sum[kTiles][2] = {}, delta[kTiles][2] = {};  // of weights, and of their products with dP
 
-  SWIN_FAST_DEVICE explicit Window12Scores(const Window12BwdParams& p_) : Warp(p_) {
+  SWIN_FAST_DEVICE explicit Window12Scores(const Window12BwdParams& p_) : Base(p_) {
     for (int i = 0; i < kEntries; ++i) store_shared(dbias + i * 256, Float2{0.0f, 0.0f});
   }
 
@@ -39,11 +40,27 @@ struct Window12Scores : Window12Warp<T, kCosine> {
            lane * sizeof(Float2);
   }
 
-  // Of a tile of own queries and one of keys, but for the mask. Entries of the bias come from entry(half, eight).
+  // Products of a tile with three others: six that do not wait for one another before those that do.
+  static SWIN_FAST_DEVICE void multiply_strip(float (&products)[kTiles][2][4], const OwnRows<T, kHd>& one,
+                                              const OtherRows<T, kHd> (&others)[kTiles]) {
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < 8 * kTiles; ++i) products[i / 8][i / 4 % 2][i % 4] = 0.0f;
+    SWIN_FAST_UNROLL
+    for (int step = 0; step < Tile::kSteps; ++step) {
+      uint32_t a[4];
+      one.fragment(a, step);
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 2 * kTiles; ++i) {
+        const uint32_t (&b)[4] = others[i / 2].b[step];
+        mma_m16n8k16<T>(products[i / 2][i % 2], a, b[i % 2 * 2], b[i % 2 * 2 + 1]);
+      }
+    }
+  }
+
+  // Scores of a tile of own queries and one of keys from their products, but for the mask. Entries of the bias come
+  // from entry(half, eight).
   template <class Entry>
-  SWIN_FAST_DEVICE void score_tile(float (&score)[2][4], const OwnRows<T, kHd>& q, const OtherRows<T, kHd>& k,
-                                   int stage, int query, int key, const Entry& entry) const {
-    k.times(score, q);
+  SWIN_FAST_DEVICE void score_tile(float (&score)[2][4], int stage, int query, int key, const Entry& entry) const {
     SWIN_FAST_UNROLL
     for (int half = 0; half < 2; ++half) {
       float of_row = factor * kLog2E;
@@ -77,26 +94,32 @@ struct Window12Scores : Window12Warp<T, kCosine> {
     }
   }
 
-  SWIN_FAST_DEVICE void score(int stage) {
+  // Gives each tile of queries to use(tile) when it has its scores: their exponentials are a third of the time of the
+  // products, and go on beside those of the tile behind.
+  template <class Use>
+  SWIN_FAST_DEVICE void score(int stage, const Use& use) {
+    const bool border = load_shared<int>(borders(stage)) != 0;
     Float2 entries[kEntries];
     SWIN_FAST_UNROLL
     for (int i = 0; i < kEntries; ++i) entries[i] = load_shared<Float2>(entries_of(key_strip) + i * 256);
     OtherRows<T, kHd> k[kTiles];
     SWIN_FAST_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) k[tile] = {keys(stage, own_keys + 16 * tile), lane};
+    const auto multiply = [&](int r) { multiply_strip(s[r], {queries(stage, own + 16 * r), lane}, k); };
+    multiply(0);
     SWIN_FAST_UNROLL
     for (int r = 0; r < kTiles; ++r) {
-      const OwnRows<T, kHd> q(queries(stage, own + 16 * r), lane);
+      if (r + 1 < kTiles) multiply(r + 1);
       SWIN_FAST_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
-        score_tile(s[r][tile], q, k[tile], stage, own + 16 * r, own_keys + 16 * tile,
+        score_tile(s[r][tile], stage, own + 16 * r, own_keys + 16 * tile,
                    [&](int half, int j) { return entries[Window12::entries(r, half, tile, j)]; });
       }
-    }
-    if (load_shared<int>(borders(stage)) == 0) return;
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < kTiles * kTiles; ++i) {
-      mask_tile(s[i / kTiles][i % kTiles], stage, own + 16 * (i / kTiles), own_keys + 16 * (i % kTiles));
+      if (border) {
+        SWIN_FAST_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) mask_tile(s[r][tile], stage, own + 16 * r, own_keys + 16 * tile);
+      }
+      use(r);
     }
   }
 
@@ -105,7 +128,7 @@ struct Window12Scores : Window12Warp<T, kCosine> {
     for (int tile = 0; tile < kTiles; ++tile) v[tile] = {keys(stage, own_keys + 16 * tile) + Tile::kSecond, lane};
   }
 
-  // Gives dP to use(tile of queries, tile of keys, products), after load_values.
+  // Gives dP - delta to use(tile of queries, tile of keys, products), after load_values: sums begin with -delta.
   template <class Use>
   SWIN_FAST_DEVICE void with_values(int stage, const Use& use) const {
     SWIN_FAST_UNROLL
@@ -114,7 +137,9 @@ struct Window12Scores : Window12Warp<T, kCosine> {
       SWIN_FAST_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         float dp[2][4];
-        v[tile].times(dp, dout);
+        SWIN_FAST_UNROLL
+        for (int e = 0; e < 8; ++e) dp[e >> 2][e & 3] = -delta[r][(e >> 1) & 1];
+        v[tile].add_products(dp, dout);
         use(r, tile, dp);
       }
     }
@@ -127,20 +152,27 @@ struct Window12Scores : Window12Warp<T, kCosine> {
 
   // Weights exp(score), and what those of own keys add up to, for the warps with the other keys.
   SWIN_FAST_DEVICE void weigh(int stage) {
-    score(stage);
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < 2 * kTiles; ++i) sum[i / 2][i % 2] = delta[i / 2][i % 2] = 0.0f;
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < 24 * kTiles; ++i) {
-      float& one = s[i / 24][i / 8 % 3][(i >> 2) & 1][i & 3];
-      one = exp2_approx(one);
-      sum[i / 24][(i >> 1) & 1] += one;
-    }
-    load_values(stage);
-    with_values(stage, [&](int r, int tile, const float (&dp)[2][4]) {
+    const auto add_deltas = [&](int r) {
+      float dp[kTiles][2][4];
+      multiply_strip(dp, {queries(stage, own + 16 * r) + Tile::kSecond, lane}, v);
+      delta[r][0] = delta[r][1] = 0.0f;
       SWIN_FAST_UNROLL
-      for (int e = 0; e < 8; ++e) delta[r][(e >> 1) & 1] += s[r][tile][e >> 2][e & 3] * dp[e >> 2][e & 3];
+      for (int e = 0; e < 8 * kTiles; ++e) {
+        delta[r][(e >> 1) & 1] += s[r][e >> 3][(e >> 2) & 1][e & 3] * dp[e >> 3][(e >> 2) & 1][e & 3];
+      }
+    };
+    score(stage, [&](int r) {
+      SWIN_FAST_UNROLL
+      for (int e = 0; e < 8 * kTiles; ++e) {
+        float& one = s[r][e >> 3][(e >> 2) & 1][e & 3];
+        one = exp2_approx_here(one);
+        float& of_row = sum[r][(e >> 1) & 1];
+        of_row = (e & ~2) == 0 ? one : of_row + one;
+      }
+      if (r == 1) load_values(stage);
+      if (r > 0) add_deltas(r - 1);
     });
+    add_deltas(kTiles - 1);
     // Four lanes have parts of these sums of a row: of two rows each lane gets one sum whole.
     const bool odd = (lane & 1) != 0, upper = (lane & 2) != 0;
     float both[2 * kTiles];
@@ -170,7 +202,8 @@ struct Window12Scores : Window12Warp<T, kCosine> {
       for (int turn = 0; turn < 2 * Window12::kSteps; ++turn) {
         const int tile = turn % Window12::kSteps;
         float one[2][4], dp[2][4];
-        score_tile(one, q, {keys(stage, 16 * tile), lane}, stage, query, 16 * tile, [&](int half, int j) {
+        OtherRows<T, kHd>(keys(stage, 16 * tile), lane).times(one, q);
+        score_tile(one, stage, query, 16 * tile, [&](int half, int j) {
           return load_shared<Float2>(entries_of(tile / kTiles) + Window12::entries(r, half, tile % kTiles, j) * 256);
         });
         if (load_shared<int>(borders(stage)) != 0) mask_tile(one, stage, query, 16 * tile);
@@ -204,7 +237,7 @@ struct Window12Scores : Window12Warp<T, kCosine> {
       }
     }
     sync_warp();
-    score(stage);
+    score(stage, [](int) {});
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2 * kTiles; ++i) {
       const auto row = load_shared<Float4>(rows + 8 * i * Window12::kWeightRow);
@@ -250,7 +283,7 @@ struct Window12Scores : Window12Warp<T, kCosine> {
         SWIN_FAST_UNROLL
         for (int e = 0; e < 2; ++e) {
           two[e] = s[r][tile][j][2 * half + e] * share[r][half];
-          gradient[e] = two[e] * (dp[j][2 * half + e] - delta[r][half]);
+          gradient[e] = two[e] * dp[j][2 * half + e];
           if (kMayBeDead && sum[r][half] == 0.0f) two[e] = gradient[e] = 0.0f;
           to_bias[Window12::entries(r, half, tile, j)][e] += gradient[e];
         }
@@ -284,18 +317,32 @@ struct Window12Scores : Window12Warp<T, kCosine> {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2 * kTiles; ++i) {
       float &of_row = sum[i / 2][i % 2], &with_dp = delta[i / 2][i % 2];
-      of_row = with_dp = 0.0f;
       SWIN_FAST_UNROLL
       for (int strip = 0; strip < Window12::kStrips; ++strip) {
         const auto two = load_shared<Float2>(sums + strip * Window12::kSumsOfStrip + 64 * i);
-        of_row += two.x;
-        with_dp += two.y;
+        of_row = strip == 0 ? two.x : of_row + two.x;
+        with_dp = strip == 0 ? two.y : with_dp + two.y;
       }
       exact = exact && of_row >= kLeast && of_row <= kMost;
     }
     if (!any_lane(!exact)) return differentiate<false>(stage);
     weigh_exactly(stage);  // as do all warps with these queries
     differentiate<true>(stage);
+  }
+
+  // The tile of dq of the window in a stage, while dS is there.
+  SWIN_FAST_DEVICE void compute_queries(int stage) {
+    typename Base::template Sums<1> sums;
+    this->template multiply<0>(sums, 16 * warp, stage);
+    this->template finish<0>(sums, 16 * warp, stage);
+    this->put(sums, this->result(warp));
+  }
+
+  // The part of dlogit_scale, to where sums of rows were.
+  SWIN_FAST_DEVICE void leave_parts() {
+    SWIN_FAST_UNROLL
+    for (int mask = 4; kCosine && mask < 32; mask *= 2) dlogit_scale += shuffle_xor(dlogit_scale, mask);
+    if (lane == 0) store_shared(memory + Window12::kAtSums + 4 * warp, dlogit_scale);
   }
 };
 

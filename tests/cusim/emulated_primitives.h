@@ -368,6 +368,8 @@ inline float exp2_approx(float x) {
   return cusim::exp2_model(x, cusim::Launch::running->options.math);
 }
 
+inline float exp2_approx_here(float x) { return exp2_approx(x); }
+
 inline float rsqrt_approx(float x) {
   cusim::Launch::running->report.counters.functions++;
   return cusim::rsqrt_model(x, cusim::Launch::running->options.math);
