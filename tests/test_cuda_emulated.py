@@ -111,7 +111,7 @@ COSTS = (
         "fwd",
         (1,),
         2703,
-        (1.8, 1.05),
+        (2.1, 1.5),
     ),
     Cost(
         "small_windows_bwd.h",

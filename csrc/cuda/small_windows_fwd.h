@@ -33,6 +33,10 @@ struct SmallFwdParams {
 // to make do with 168 registers.
 constexpr int kSmallFwdWarps = 8;
 
+// Rows of 64 bytes in shared memory, as four chunks of 16. ldmatrix reads one chunk of eight rows at once: the chunk is
+// turned by the pair that a row belongs to, so that the eight lie in eight different groups of banks.
+SWIN_FAST_HOST_DEVICE inline int swizzled(int row, int chunk) { return ((chunk ^ (row >> 1)) & 3) * 16; }
+
 constexpr int kZeroBytes = 2 * kRowBytes;  // a row pair of zeros, which stands for all rows that do not exist
 
 // Whether scores may be kept divided by the scale, so that products start from the bias and the exponentials multiply:
@@ -62,12 +66,12 @@ struct SmallFwdSizes : SmallSizes<kWindow> {
   // k, v, q, and the q of the next window. An even number of rows each, or the rows of zeros were in others' banks.
   static constexpr int kTileBytes = (Sizes::kTokens + 1) / 2 * 2 * kRowBytes;
   static constexpr int kWarpBytes = 4 * kTileBytes;
+  static constexpr int kBiasBytes = Sizes::kRowTiles * Sizes::kKeyTiles * 512;  // of a head, as fragments
   static constexpr int kKindBytes = Sizes::kTokens * static_cast<int>(sizeof(TokenPlace));
   static constexpr int kPlaceBytes = (kAxisKinds * kAxisKinds * kKindBytes + 127) / 128 * 128;
   static constexpr int kCutBytes = 32 * 8;
   static constexpr size_t shared_bytes(int windows) {
-    return size_t{kZeroBytes + kPlaceBytes + kCutBytes} + size_t{4} * Sizes::kBiasFloats +
-           static_cast<size_t>(kWarpBytes * windows);
+    return size_t{kZeroBytes + kPlaceBytes + kCutBytes + kBiasBytes} + static_cast<size_t>(kWarpBytes * windows);
   }
 };
 
@@ -270,6 +274,48 @@ SWIN_FAST_DEVICE void list_places(const SmallFwdParams& p, char* places) {
   }
 }
 
+// Of the first kRows of the two rows of scores that a lane has a part of: exponentials of the scores times `factor`, to
+// base 2, in place of the scores, relative to the largest one of a row; and the reciprocal of their sum, or 0 where
+// every score is -inf. A row that does not exist is zeros.
+template <int kRows, int kKeyTiles>
+SWIN_FAST_DEVICE void exponentials(float (&s)[kKeyTiles][4], int pair, int tokens, float (&share)[2], float factor) {
+  float top[kRows], sum[kRows];
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < kRows; ++i) top[i] = -INFINITY;
+  SWIN_FAST_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) {
+    SWIN_FAST_UNROLL
+    for (int e = 0; e < 2 * kRows; ++e) {
+      if (j * 8 + pair + (e & 1) >= tokens) s[j][e] = -INFINITY;
+      top[e >> 1] = fmaxf(top[e >> 1], s[j][e]);
+    }
+  }
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
+    top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
+    // Rounded, but the same for the whole row, where it cancels: only differences of scores are told apart.
+    top[i] = top[i] == -INFINITY ? 0.0f : top[i] * factor;
+    sum[i] = 0.0f;
+  }
+  SWIN_FAST_UNROLL
+  for (int j = 0; j < kKeyTiles; ++j) {
+    SWIN_FAST_UNROLL
+    for (int e = 0; e < 2 * kRows; ++e) {
+      s[j][e] = exp2_approx(fmaf(s[j][e], factor, -top[e >> 1]));
+      sum[e >> 1] += s[j][e];
+    }
+    if (kRows == 1) s[j][2] = s[j][3] = 0.0f;
+  }
+  share[1] = 0.0f;
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    sum[i] += shuffle_xor(sum[i], 1);
+    sum[i] += shuffle_xor(sum[i], 2);
+    share[i] = sum[i] == 0.0f ? 0.0f : reciprocal_approx(sum[i]);
+  }
+}
+
 // The relative bias of a head, as it is, into shared memory. By the whole block; a barrier has to follow.
 SWIN_FAST_DEVICE void load_relative_bias(const WindowAttentionParams& problem, int head, char* table) {
   if (problem.bias_form != BiasForm::kRelative) return;
@@ -327,7 +373,7 @@ __global__ void __launch_bounds__(32 * kSmallFwdWarps) small_windows_fwd(const S
   char* const places = zeros + kZeroBytes;
   char* const cuts = places + Sizes::kPlaceBytes;
   char* const fragments = cuts + Sizes::kCutBytes;
-  char* const warps = fragments + size_t{4} * Sizes::kBiasFloats;
+  char* const warps = fragments + Sizes::kBiasBytes;
   SmallWarp<T, kWindow> self(p, lane, head, zeros, places, warps + warp * Sizes::kWarpBytes);
   const int tokens = self.tokens;
 

@@ -31,7 +31,7 @@ BUGS = {
     ),
     "the result is read before it is written": Bug("    sync_warp();\n    self.store", "    self.store"),
     "one q for two windows": Bug("fetch<kAligned>(next, next_q_rows)", "fetch<kAligned>(next, q_rows)"),
-    "the swizzle is lost": Bug("return ((chunk ^ (row >> 1)) & 3) * 16;", "return chunk * 16;", SHARED),
+    "the swizzle is lost": Bug("return ((chunk ^ (row >> 1)) & 3) * 16;", "return chunk * 16;"),
     "an odd number of rows": Bug("(Sizes::kTokens + 1) / 2 * 2 * kRowBytes", "Sizes::kTokens * kRowBytes"),
     "rows that do not exist are not zero": Bug("i < kZeroBytes / 4;", "i < 0;"),
     "rows behind the window are read": Bug("return row < tokens ? base", "return row < tokens + 15 ? base"),
@@ -46,11 +46,11 @@ BUGS = {
     "no mask": Bug("s[j][e] += masked;", "s[j][e] += 0.0f;"),
     "regions of the neighbour": Bug("(2 * j + (e & 1)) & 1", "(2 * j + (~e & 1)) & 1", SHARED),
     "keys that do not exist take part": Bug(
-        "+ (e & 1) >= tokens) s[j][e] = -INFINITY;", "+ (e & 1) >= tokens) s[j][e] = 0;", SHARED
+        "+ (e & 1) >= tokens) s[j][e] = -INFINITY;", "+ (e & 1) >= tokens) s[j][e] = 0;"
     ),
-    "largest score of one lane": Bug("top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));", "", SHARED),
-    "sum of two lanes": Bug("sum[i] += shuffle_xor(sum[i], 2);", "", SHARED),
-    "a row wholly -inf is NaN": Bug("sum[i] == 0.0f ? 0.0f : ", "", SHARED),
+    "largest score of one lane": Bug("top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));", ""),
+    "sum of two lanes": Bug("sum[i] += shuffle_xor(sum[i], 2);", ""),
+    "a row wholly -inf is NaN": Bug("sum[i] == 0.0f ? 0.0f : ", ""),
     "a shuffle of some lanes": Bug(
         "of_key[0] = shuffle(key_inverse[j], pair * 4);",
         "if (lane != 5) of_key[0] = shuffle(key_inverse[j], pair * 4);",
