@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the kernels of windows of up to 64 tokens share, at head_dim 32, in float16 and bfloat16: how many tiles a window
-// is, where its tokens stand, and which of them a border keeps apart.
+// What the kernels of windows of up to 64 tokens share, at head_dim 32, in float16 and bfloat16: how many tiles a
+// window is, where its tokens stand, and which of them a border keeps apart.
 #pragma once
 
 #include <cstdint>
