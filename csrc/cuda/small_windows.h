@@ -73,26 +73,18 @@ struct SmallGrid {
 };
 
 // Where a window is cut into shift regions: which keys of a lane, of those whose scores it holds in accumulators, lie
-// in another one than a query. Bit 2 * j + i is key i of the two that it has in tile j of 8.
+// behind the border, along each axis. Bit 2 * j + i is key i of the two that it has in tile j of 8.
 template <int kWindow>
 struct Border {
-  const SmallGrid<kWindow>& grid;
-  int row, column;
   uint32_t behind_row = 0, behind_column = 0;
 
-  SWIN_FAST_DEVICE Border(const SmallGrid<kWindow>& grid_, int border_row, int border_column, int pair)
-      : grid(grid_), row(border_row), column(border_column) {
+  SWIN_FAST_DEVICE Border(const SmallGrid<kWindow>& grid, int row, int column, int pair) {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2 * SmallSizes<kWindow>::kKeyTiles; ++i) {
       const int key = (i >> 1) * 8 + pair + (i & 1);
       behind_row |= static_cast<uint32_t>(grid.row(key) >= row) << i;
       behind_column |= static_cast<uint32_t>(grid.column(key) >= column) << i;
     }
-  }
-
-  SWIN_FAST_DEVICE uint32_t apart_from(int query) const {
-    return (grid.row(query) >= row ? ~behind_row : behind_row) |
-           (grid.column(query) >= column ? ~behind_column : behind_column);
   }
 };
 

@@ -111,8 +111,8 @@ SmallFwdParams cut_small_fwd(const WindowAttentionFwdParams& problem, int multip
   return p;
 }
 
-// Which tokens of a lane lie behind the border of a window's axis: those keys whose scores it holds in accumulators,
-// bit 2 * j + i the key i of the two that it has in tile j of 8; and, from bit 16 on, its queries.
+// Which tokens of a lane lie behind the border of a window's axis: its keys, in the bits of Border, and from bit 16 on
+// its queries.
 struct alignas(8) Cut {
   uint32_t rows, columns;
 
@@ -120,13 +120,12 @@ struct alignas(8) Cut {
   SWIN_FAST_DEVICE static Cut make(const SmallFwdParams& p, int lane) {
     const SmallGrid<kWindow> grid(p.problem);
     const int row = p.all.y.window - p.all.y.shift, column = p.all.x.window - p.all.x.shift;
-    Cut cut = {0, 0};
-    for (int i = 0; i < 2 * SmallSizes<kWindow>::kKeyTiles + 2 * SmallSizes<kWindow>::kRowTiles; ++i) {
-      const int query = i - 2 * SmallSizes<kWindow>::kKeyTiles;
-      const int token = query < 0 ? (i >> 1) * 8 + (lane & 3) * 2 + (i & 1) : query * 8 + (lane >> 2);
-      const int bit = query < 0 ? i : 16 + query;
-      cut.rows |= static_cast<uint32_t>(grid.row(token) >= row) << bit;
-      cut.columns |= static_cast<uint32_t>(grid.column(token) >= column) << bit;
+    const Border<kWindow> keys(grid, row, column, (lane & 3) * 2);
+    Cut cut = {keys.behind_row, keys.behind_column};
+    for (int i = 0; i < 2 * SmallSizes<kWindow>::kRowTiles; ++i) {
+      const int query = i * 8 + (lane >> 2);
+      cut.rows |= static_cast<uint32_t>(grid.row(query) >= row) << (16 + i);
+      cut.columns |= static_cast<uint32_t>(grid.column(query) >= column) << (16 + i);
     }
     return cut;
   }
