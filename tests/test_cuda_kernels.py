@@ -25,6 +25,7 @@ from cuda_kernels import (
     small_windows_bwd,
     small_windows_fwd,
     window12_bwd,
+    window16_bwd,
 )
 from cuda_kernels.kernel import Kernel
 from cuda_sass import for_each_product, functions_of, operations_of
@@ -37,6 +38,7 @@ MODULES = (
     small_windows_bwd,
     small_windows_fwd,
     window12_bwd,
+    window16_bwd,
 )
 KERNELS = {module.KERNEL.name: module.KERNEL for module in MODULES}
 

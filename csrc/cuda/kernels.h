@@ -74,9 +74,15 @@ struct SmallWindowsBwd {
   static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);
 };
 
-// Windows of 12 x 12 tokens, where LargeWindowsBwd finds room for them.
+// Windows of 12 x 12 and of 16 x 16 tokens, where LargeWindowsBwd finds room for them.
 template <class T>
 struct Window12Bwd {
+  static size_t scratch_bytes(const WindowAttentionBwdParams& problem, const Gpu& gpu);
+  static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);
+};
+
+template <class T>
+struct Window16Bwd {
   static size_t scratch_bytes(const WindowAttentionBwdParams& problem, const Gpu& gpu);
   static void launch(const WindowAttentionBwdParams& problem, const Gpu& gpu, void* scratch);
 };

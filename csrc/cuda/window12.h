@@ -3,11 +3,10 @@
 // The backward of windows of 12 x 12: how it is cut, what lies where in shared memory, and what all of its warps know.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
-#include "fold_parts.h"
+#include "one_pass_bwd.h"
 #include "primitives.h"
 #include "row_tiles.h"
 #include "windows.h"
@@ -77,17 +76,12 @@ struct Window12 {
   }
 };
 
-// Whether the kernel takes a problem on a GPU with room for so much shared memory a block: 220 KB, as of sm_90. Of a
-// dense bias no two entries are the same.
+// On GPUs with 220 KB of shared memory a block, as of sm_90.
 inline bool takes_window12_bwd(const WindowAttentionParams& problem, size_t shared_memory) {
-  return problem.window_size[0] == Window12::kSide && problem.window_size[1] == Window12::kSide &&
-         problem.hd == Window12::kHd && problem.bias_form != BiasForm::kDense &&
-         shared_memory >= Window12::kSharedBytes;
+  return takes_one_pass<Window12>(problem, shared_memory);
 }
 
-// How the work is cut for a GPU of so many multiprocessors, each with room for one block: an owner has the windows
-// [i U / owners, (i + 1) U / owners) of its head. Scratch memory: at a multiple of 16 bytes, or nullptr where only
-// parts.bytes is asked for.
+// Scratch memory: at a multiple of 16 bytes, or nullptr where only parts.bytes is asked for.
 inline Window12BwdParams cut_window12_bwd(const WindowAttentionBwdParams& problem, bool aligned, int multiprocessors,
                                           void* scratch) {
   const auto pieces = [](int64_t stride) { return static_cast<uint32_t>(stride / 8); };
@@ -98,8 +92,7 @@ inline Window12BwdParams cut_window12_bwd(const WindowAttentionBwdParams& proble
                       {pieces(problem.qkv_stride[1]), pieces(problem.grad_out_stride[1])},
                       {pieces(problem.qkv_stride[2]), pieces(problem.grad_out_stride[2])},
                       {}};
-  const int64_t owners = std::min<int64_t>(std::max(1, multiprocessors / problem.nH), p.all.of_all);
-  p.parts = Parts::at(scratch, problem, static_cast<int32_t>(owners), PartOfBias::kReady);
+  p.parts = one_pass_parts(problem, p.all, multiprocessors, scratch);
   return p;
 }
 

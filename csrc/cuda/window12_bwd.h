@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "fold_parts.h"
+#include "one_pass_bwd.h"
 #include "primitives.h"
 #include "window12.h"
 #include "window12_results.h"
@@ -30,15 +30,13 @@ template <class T, bool kCosine>
 __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Window12BwdParams p) {
   constexpr int kEntries = Window12::kEntries, kStrips = Window12::kStrips;
   const WindowAttentionBwdParams& problem = p.problem;
-  const int head = static_cast<int>(blockIdx.x) % problem.nH, owner = static_cast<int>(blockIdx.x) / problem.nH;
-  const int64_t first = owner * p.all.of_all / p.parts.owners, part = int64_t{head} * p.parts.owners + owner;
-  const auto windows = static_cast<int>((owner + 1) * p.all.of_all / p.parts.owners - first);  // at least one
+  const OnePassWork work(problem, p.all, p.parts);
   char* const table = shared_memory() + Window12::kAtTable;
   for (int i = threadIdx.x; i < (2 * kStrips - 1) * Window12::kPairs / 4; i += blockDim.x) {
     const int lane = i / 2 % 32, entries = i / 64 % kEntries, strips = i / 64 / kEntries - (kStrips - 1);
     const int row = Window12::rows_apart(lane, entries) + Window12::kSide - 1;
     const int column = Window12::columns_apart(lane, strips, i & 1) + Window12::kSide - 1;
-    const int64_t entry = (int64_t{head} * Window12::kReach + row) * Window12::kReach + column;
+    const int64_t entry = (int64_t{work.head} * Window12::kReach + row) * Window12::kReach + column;
     store_shared(table + 4 * i, problem.bias != nullptr ? load_global<float>(problem.bias + entry) * kLog2E : 0.0f);
   }
   const bool has_scores = threadIdx.x < 32 * Window12::kScoreWarps;
@@ -51,7 +49,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     for (int i = 0;; ++i) {
       wait_for_all();
       if (i > 0) scores.compute_queries(1 - stage);
-      if (i == windows) break;
+      if (i == work.windows) break;
       scores.weigh(stage);
       wait_for_all();
       scores.differentiate_rows(stage);
@@ -61,16 +59,16 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     wait_for_all();  // and see sums over windows
   } else {
     Window12Results<T, kCosine> results(p);
-    Windows::Place place = p.all.place(first);
+    Windows::Place place = p.all.place(work.first);
     int64_t b = place.b;
     results.find(b, place);
     results.fetch(b, place, 0);
     for (int i = 0;; ++i) {
-      if (i < windows) results.receive(stage);
+      if (i < work.windows) results.receive(stage);
       wait_for_all();
       if (i > 0) results.compute(1 - stage);
-      if (i == windows) break;
-      const bool goes_on = i + 1 < windows;
+      if (i == work.windows) break;
+      const bool goes_on = i + 1 < work.windows;
       if (goes_on) {
         b += p.all.advance(&place);
         results.find(b, place);
@@ -85,20 +83,7 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
   }
 
   const int thread = threadIdx.x;
-  if (kCosine && thread == 0) {
-    float sum = 0.0f;
-    for (int warp = 0; warp < Window12::kScoreWarps; ++warp) {
-      sum += load_shared<float>(shared_memory() + Window12::kAtSums + 4 * warp);
-    }
-    store_global(p.parts.dlogit_scale + part, sum);
-  }
-  if (problem.pad_value != nullptr && thread < 2 * Window12::kHd) {
-    float sum = 0.0f;
-    for (int strip = 0; strip < kStrips; ++strip) {
-      sum += load_shared<float>(shared_memory() + Window12::kAtPadSums + 4 * (strip * 2 * Window12::kHd + thread));
-    }
-    store_global(p.parts.dpad_value + 2 * part * Window12::kHd + thread, sum);
-  }
+  leave_sums_of_warps<Window12, kCosine>(problem, p.parts, work.part, Window12::kScoreWarps, kStrips);
   for (int i = thread; i < Window12::kReach * Window12::kReach && p.parts.dbias != nullptr; i += blockDim.x) {
     const int dy = i / Window12::kReach - (Window12::kSide - 1), dx = i % Window12::kReach - (Window12::kSide - 1);
     float sum = 0.0f;
@@ -114,21 +99,15 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
         sum += load_shared<float>(pairs + entries * 256 + 4 * of_lane);
       }
     }
-    store_global(p.parts.dbias + part * p.parts.bias_size + i, sum);
+    store_global(p.parts.dbias + work.part * p.parts.bias_size + i, sum);
   }
 }
 
-// Gives the kernels to launch(kernel, blocks, threads, bytes of shared memory, params), each behind the one before:
-// where the batch is empty only those that write zeros.
+// Gives the kernels to launch(kernel, blocks, threads, bytes of shared memory, params), each behind the one before.
 template <class T, class Launch>
 void launch_window12_bwd(const Window12BwdParams& p, Launch launch) {
-  const bool cosine = p.problem.logit_scale != nullptr;
-  if (p.all.of_all > 0) {
-    launch(cosine ? window12_bwd<T, true> : window12_bwd<T, false>,
-           static_cast<uint32_t>(p.problem.nH) * static_cast<uint32_t>(p.parts.owners), Window12::kThreads,
-           Window12::kSharedBytes, p);
-  }
-  fold_all<T>(p.problem, p.parts, launch);
+  launch_one_pass<T, Window12>(p.problem.logit_scale != nullptr ? window12_bwd<T, true> : window12_bwd<T, false>, p,
+                               launch);
 }
 
 }  // namespace swin_fast::cuda

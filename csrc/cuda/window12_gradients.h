@@ -62,21 +62,10 @@ struct Window12Gradients : Window12Warp<T, kCosine> {
     for (int r = 0; r < kCount; ++r) {
       if (kCosine && kWhich < 2) {
         const int row = first + 16 * r;
-        const char* const norm = norms(stage) + (kWhich == 0 ? kQueryNorms : kKeyNorms) + 4 * (row + quad);
-        float left[2], whole[2], radial[2];
-        SWIN_FAST_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          left[i] = load_shared<float>(norm + 32 * i);
-          whole[i] = load_shared<float>(norm + kWhole + 32 * i);
-          const float share = reciprocal_approx(left[i]);  // dS came times the norms of both sides
-          SWIN_FAST_UNROLL
-          for (int c = 0; c < 2 * Tile::kSteps; ++c) {
-            sums[r][c][2 * i] *= share;
-            sums[r][c][2 * i + 1] *= share;
-          }
-        }
         const OwnRows<T, kHd> own_rows(kWhich == 0 ? queries(stage, row) : keys(stage, row), lane);
-        own_rows.through_norm(sums[r], left, whole, factor, radial);
+        const char* const norm = norms(stage) + (kWhich == 0 ? kQueryNorms : kKeyNorms) + 4 * (row + quad);
+        float radial[2];
+        through_both_norms(sums[r], own_rows, norm, kWhole, factor, radial);
         if (kWhich == 0) dlogit_scale += radial[0] + radial[1];
       } else if (kWhich < 2) {
         scale_rows<kHd>(sums[r], factor);

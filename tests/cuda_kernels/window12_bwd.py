@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backward of windows of 12 x 12 tokens at head_dim 32. What it takes from row_tiles.h is tested with others."""
+"""The backward of windows of 12 x 12 tokens at head_dim 32. What it shares with others is tested there."""
 
 from cuda_kernels.kernel import Bug, Kernel
 
@@ -18,9 +18,6 @@ template __global__ void window12_bwd<Half16, true>(const Window12BwdParams);
 
 BUGS = {
     "weights in the same banks": Bug("piece / 2 * 32 + ((piece ^ row >> 2) & 1) * 16", "piece * 16", CUT),
-    "a dense bias is taken for a relative one": Bug("problem.bias_form != BiasForm::kDense &&", "", CUT),
-    "owners share a window": Bug("p.parts.owners - first);", "p.parts.owners - first) + 1;"),
-    "heads are those of the block before": Bug("% problem.nH, owner", "/ problem.nH, owner"),
     "one stage for two windows": Bug(
         "goes_on) results.fetch(b, place, stage);", "goes_on) results.fetch(b, place, 1 - stage);"
     ),
@@ -32,7 +29,7 @@ BUGS = {
     "dq of the window behind": Bug("scores.compute_queries(1 - stage);", "scores.compute_queries(stage);"),
     "dk and dv of the window behind": Bug("results.compute(1 - stage);", "results.compute(stage);"),
     "a wait that is too weak": Bug("copy_async_wait<0>();", "copy_async_wait<1>();", RESULTS),
-    "it ends with copies on their way": Bug("goes_on = i + 1 < windows;", "goes_on = i < windows;"),
+    "it ends with copies on their way": Bug("goes_on = i + 1 < work.windows;", "goes_on = i < work.windows;"),
     "rows of padding come from the image": Bug(
         "aligned && problem.H % Window12::kSide == 0 && problem.W", "aligned && problem.W", CUT
     ),
@@ -87,9 +84,6 @@ BUGS = {
     "P not transposed": Bug("ldmatrix_x4_trans(a[r]", "ldmatrix_x4(a[r]", GRADIENTS),
     "dv from q": Bug(" + (kWhich < 2 ? 0 : Tile::kSecond);", ";", GRADIENTS),
     "dk from P": Bug("(kWhich < 2 ? Window12::kWeights : 0)", "(kWhich < 1 ? Window12::kWeights : 0)", GRADIENTS),
-    "gradients with both norms": Bug(
-        "const float share = reciprocal_approx(left[i]);", "const float share = 1.0f;", GRADIENTS
-    ),
     "padding of one row of two": Bug("place[2 * r] < 0, place[2 * r + 1] < 0", "place[2 * r] < 0, false", RESULTS),
     "tiles of a warp over one another": Bug("stage(tiles + r * Window12::kResultTile,", "stage(tiles,", GRADIENTS),
     "dv over dk that is still read": Bug(
@@ -104,12 +98,9 @@ BUGS = {
     "delta of the tile behind": Bug("add_deltas(r - 1);", "add_deltas(r);", SCORES),
     "half of the channels twice": Bug("others[i / 2].b[step];", "others[i / 2].b[0];", SCORES),
     "dbias of one of two entries": Bug("of_lane < 64; ++of_lane", "of_lane < 64; of_lane += 2"),
-    "parts of dpad_value exchanged": Bug(
-        "* Window12::kHd + thread));", "* Window12::kHd + (thread ^ Window12::kHd)));"
-    ),
-    "dpad_value of one strip": Bug("strip < kStrips; ++strip", "strip < 1; ++strip"),
+    "dpad_value of one strip": Bug("Window12::kScoreWarps, kStrips);", "Window12::kScoreWarps, 1);"),
     "dlogit_scale of eight lanes": Bug("kCosine && mask < 32;", "kCosine && mask < 16;", SCORES),
-    "dlogit_scale of one warp": Bug("warp < Window12::kScoreWarps; ++warp", "warp < 1; ++warp"),
+    "dlogit_scale of one warp": Bug("Window12::kScoreWarps, kStrips);", "1, kStrips);"),
     "sums of warps before all have left theirs": Bug(
         "    scores.leave_parts();\n    wait_for_all();", "    wait_for_all();\n    scores.leave_parts();"
     ),
