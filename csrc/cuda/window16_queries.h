@@ -91,7 +91,7 @@ struct Window16Queries : Window16Warp<T, kCosine> {
       SWIN_FAST_UNROLL
       for (int mask = 1; mask < 8; mask *= 2) radial += shuffle_xor(radial, mask);
       radial *= left;
-      if (piece == 0) dlogit_scale += radial;
+      dlogit_scale += radial;
       const float along = whole < 1.0f / kNormFloor ? radial * left : 0.0f;
       scale *= whole;
       SWIN_FAST_UNROLL

@@ -160,8 +160,12 @@ BUGS = {
     ),
     "queries of padding are written": Bug("if (place < 0) return;", "", QUERIES),
     "dlogit_scale of eight lanes": Bug("kCosine && mask < 32;", "kCosine && mask < 16;", QUERIES),
-    "dlogit_scale eight times": Bug("if (piece == 0) dlogit_scale", "dlogit_scale", QUERIES),
 }
 
 #: Only sm_90 and sm_100 have the shared memory.
-KERNEL = Kernel(HEADER, INSTANCES, BUGS)
+KERNEL = Kernel(
+    HEADER,
+    INSTANCES,
+    BUGS,
+    for_each_product={"window16_bwd<BFloat16, false>": 8.67, "window16_bwd<BFloat16, true>": 10.24},
+)
