@@ -172,12 +172,9 @@ SWIN_FAST_DEVICE V load_global(const void* global) {
 template <class V>
 SWIN_FAST_DEVICE void store_global(void* global, V value) {
   const auto word = to_word(value);
-  if constexpr (sizeof(V) == 16) {  // of an assignment nvcc has made stores of 4 bytes
+  if constexpr (sizeof(V) == 16) {  // of an assignment nvcc has made four stores of 4 bytes
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)), "r"(word.x),
                  "r"(word.y), "r"(word.z), "r"(word.w)
-                 : "memory");
-  } else if constexpr (sizeof(V) == 8) {
-    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(global)), "r"(word.x), "r"(word.y)
                  : "memory");
   } else {
     *static_cast<typename Word<sizeof(V)>::Type*>(global) = word;

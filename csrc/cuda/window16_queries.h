@@ -98,9 +98,9 @@ struct Window16Queries : Window16Warp<T, kCosine> {
       for (int i = 0; i < 4; ++i) sums[i] -= own[i] * along;
     }
     if (place < 0) return;
-    uint16_t* const to = static_cast<uint16_t*>(p.problem.dqkv) + load_shared<int64_t>(image(stage)) +
-                         place * int64_t{3 * p.problem.nH * kHd} + 4 * piece;
-    store_global(to, UInt2{pack<T>(sums[0] * scale, sums[1] * scale), pack<T>(sums[2] * scale, sums[3] * scale)});
+    const int64_t to = load_shared<int64_t>(image(stage)) + place * int64_t{3 * p.problem.nH * kHd} + 4 * piece;
+    store_global(static_cast<char*>(p.problem.dqkv) + 2 * to,
+                 UInt2{pack<T>(sums[0] * scale, sums[1] * scale), pack<T>(sums[2] * scale, sums[3] * scale)});
   }
 
   // The part of dlogit_scale, to where sums of weights were.
