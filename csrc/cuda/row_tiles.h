@@ -44,7 +44,7 @@ struct RowTile {
   }
 };
 
-// Where rows of one tensor lie in an image, for one head.
+// Where rows of one tensor lie in an image, for one head; all in units of 16 bits.
 struct RowSource {
   const uint16_t* rows;
   const uint16_t* padding;  // the row that stands for padding; null: zeros
@@ -53,19 +53,25 @@ struct RowSource {
   SWIN_FAST_DEVICE int64_t offset(const Pixel& pixel) const { return pixel.y * stride_y + pixel.x * stride_x; }
 };
 
+template <class T = BFloat16>  // which any of 16 bits is
 SWIN_FAST_DEVICE RowSource rows_of_qkv(const WindowAttentionParams& problem, int64_t b, int which, int head) {
-  const auto* const rows = static_cast<const uint16_t*>(problem.qkv) + b * problem.qkv_stride[0] +
-                           which * problem.qkv_stride[3] + head * problem.qkv_stride[4];
+  constexpr int kWords = kElementBytes<T> / 2;
+  const auto* const rows =
+      static_cast<const uint16_t*>(problem.qkv) +
+      kWords * (b * problem.qkv_stride[0] + which * problem.qkv_stride[3] + head * problem.qkv_stride[4]);
   const bool padded = which > 0 && problem.pad_value != nullptr;  // a padded query is dropped
   const auto* const padding =
-      padded ? static_cast<const uint16_t*>(problem.pad_value) + (which * problem.nH + head) * problem.hd : nullptr;
-  return {rows, padding, problem.qkv_stride[1], problem.qkv_stride[2]};
+      padded ? static_cast<const uint16_t*>(problem.pad_value) + kWords * (which * problem.nH + head) * problem.hd
+             : nullptr;
+  return {rows, padding, kWords * problem.qkv_stride[1], kWords * problem.qkv_stride[2]};
 }
 
+template <class T = BFloat16>
 SWIN_FAST_DEVICE RowSource rows_of_grad_out(const WindowAttentionBwdParams& problem, int64_t b, int head) {
-  const auto* const rows =
-      static_cast<const uint16_t*>(problem.grad_out) + b * problem.grad_out_stride[0] + head * problem.hd;
-  return {rows, nullptr, problem.grad_out_stride[1], problem.grad_out_stride[2]};
+  constexpr int kWords = kElementBytes<T> / 2;
+  const auto* const rows = static_cast<const uint16_t*>(problem.grad_out) +
+                           kWords * (b * problem.grad_out_stride[0] + head * problem.hd);
+  return {rows, nullptr, kWords * problem.grad_out_stride[1], kWords * problem.grad_out_stride[2]};
 }
 
 // Begins to bring a piece of the row of a token, whose pixel has an offset, to its place in a tile.
@@ -348,18 +354,17 @@ struct RoundedRows {
 // the row's length, and what is left lies between 1 and 2: kSplit. What is left is stored at `left`.
 template <class T, int kHd, bool kSplit = is_half<T>>
 SWIN_FAST_DEVICE float prepare_norm(char* tile, int row, char* left, int lane) {
-  using Tile = RowTile<kHd>;
+  using Tile = RowTile<kHd * kElementBytes<T> / 2>;
   constexpr int kOfLane = (Tile::kPieces + 3) / 4;
   float sum = 0.0f;
   SWIN_FAST_UNROLL
   for (int i = 0; i < kOfLane; ++i) {
     const int piece = i * 4 + (lane & 3);
     if (piece >= Tile::kPieces) continue;
-    const auto eight = load_shared<UInt4>(tile + Tile::offset(row, piece));
-    sum += squares<T>(eight.x) + squares<T>(eight.y) + squares<T>(eight.z) + squares<T>(eight.w);
+    sum += squares<T>(load_shared<UInt4>(tile + Tile::offset(row, piece)));
   }
-  const float inverse = inverse_norm(sum);
-  if (kSplit) {
+  const float inverse = inverse_norm<T>(sum);
+  if constexpr (kSplit) {
     const auto scaled = [power = power_of(inverse)](uint32_t pair) {
       const Float2 two = unpack<T>(pair);
       return pack<T>(two.x * power, two.y * power);
