@@ -58,17 +58,13 @@ SWIN_FAST_DEVICE void add_large(float (&d)[4], const SplitLeft& a, const SplitFl
   mma_m16n8k8_tf32(d, a.upper, b0.upper, b1.upper);
 }
 
-// The channels of accumulators of rows of sums: tile by tile columns 2t and 2t + 1 of eight, lane & 3 = t. In float32
-// they are the channels that a lane reads at once as a right side, column g of four tiles, or of two of head_dim 16: so
-// a lane has eight in a row, or four.
+// Rows of sums. A lane reads four channels at once as a right side: column g of four tiles, or two of two where head_dim
+// is 16. So of a row of sums, of which it has columns 2t and 2t + 1 of each tile, it has eight channels in a row, or four.
 template <int kHd>
 struct FloatSums {
   static constexpr int kSlab = kHd >= 32 ? 4 : 2;  // tiles
   static constexpr int kSlabs = kHd / (8 * kSlab);
 
-  static SWIN_FAST_DEVICE int channel(int tile, int e, int lane) {
-    return tile / kSlab * (8 * kSlab) + (2 * (lane & 3) + e) * kSlab + tile % kSlab;
-  }
   // The four of a piece of 16 bytes: half 0 and 1 of a slab of four tiles, or half 0 of one of two; i: row g or g + 8.
   static SWIN_FAST_DEVICE Float4 piece(const float (&sums)[kHd / 8][4], int slab, int half, int i) {
     const int tile = slab * kSlab;
@@ -84,6 +80,14 @@ struct FloatSums {
     return kSlab == 2 ? lane & 3 : slab * 8 + 2 * (lane & 3) + half;
   }
   static constexpr int kHalves = kSlab / 2;
+};
+
+template <int kHd>
+struct SumChannels<Float32, kHd> {
+  static SWIN_FAST_DEVICE int of(int tile, int e, int lane) {
+    constexpr int kSlab = FloatSums<kHd>::kSlab;
+    return tile / kSlab * (8 * kSlab) + (2 * (lane & 3) + e) * kSlab + tile % kSlab;
+  }
 };
 
 // Of row 2t or 2t + 1 of eight, as the right side of products with column g of a slab's tiles.
@@ -119,48 +123,46 @@ SWIN_FAST_DEVICE std::enable_if_t<is_float<T>> add_weighted_rows(float (&sums)[k
   }
   SWIN_FAST_UNROLL
   for (int slab = 0; slab < Sums::kSlabs; ++slab) {
-    float values[2][2][Sums::kSlab];  // of rows 2t and 2t + 1 of both halves
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      load_columns<kHd>(values[i >> 1][i & 1], rows, (i >> 1) * 8 + (lane & 3) * 2 + (i & 1), slab, lane);
-    }
+    const auto load = [&](float (&values)[4][Sums::kSlab]) {  // of rows 2t and 2t + 1 of both halves
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        load_columns<kHd>(values[i], rows, (i >> 1) * 8 + (lane & 3) * 2 + (i & 1), slab, lane);
+      }
+    };
+    float values[4][Sums::kSlab];
+    load(values);
     float parts[Sums::kSlab][4];
     float all = 0.0f;
     SWIN_FAST_UNROLL
     for (int j = 0; j < Sums::kSlab; ++j) {
-      SplitFloat b[2][2];
+      SplitFloat b[4];
       SWIN_FAST_UNROLL
-      for (int i = 0; i < 4; ++i) b[i >> 1][i & 1] = SplitFloat(values[i >> 1][i & 1][j]);
+      for (int i = 0; i < 4; ++i) b[i] = SplitFloat(values[i][j]);
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) parts[j][e] = 0.0f;
-      add_small(parts[j], a[0], b[0][0], b[0][1]);
-      add_small(parts[j], a[1], b[1][0], b[1][1]);
-      add_large(parts[j], a[0], b[0][0], b[0][1]);
-      add_large(parts[j], a[1], b[1][0], b[1][1]);
+      add_small(parts[j], a[0], b[0], b[1]);
+      add_small(parts[j], a[1], b[2], b[3]);
+      add_large(parts[j], a[0], b[0], b[1]);
+      add_large(parts[j], a[1], b[2], b[3]);
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) all += parts[j][e];
     }
     if (kMend && any_lane(!is_finite(all))) {
+      sync_warp();  // or nvcc keeps the values, 16 registers, to have them here
+      load(values);
       SWIN_FAST_UNROLL
       for (int j = 0; j < Sums::kSlab; ++j) {
+        SplitFloat b[4];
+        SWIN_FAST_UNROLL
+        for (int i = 0; i < 4; ++i) b[i] = SplitFloat(is_finite(SplitFloat(values[i][j]).upper) ? values[i][j] : 0.0f);
         SWIN_FAST_UNROLL
         for (int e = 0; e < 4; ++e) parts[j][e] = 0.0f;
+        add_small(parts[j], a[0], b[0], b[1]);
+        add_small(parts[j], a[1], b[2], b[3]);
         SWIN_FAST_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          SplitFloat b[2];
-          SWIN_FAST_UNROLL
-          for (int i = 0; i < 2; ++i) {
-            const float value = values[half][i][j];
-            b[i] = SplitFloat(value);
-            if (!is_finite(b[i].upper)) b[i] = SplitFloat(0.0f);
-          }
-          add_small(parts[j], a[half], b[0], b[1]);
-          for (int i = 0; i < 2; ++i) {
-            const float value = values[half][i][j];
-            if (!is_finite(SplitFloat(value).upper)) b[i].upper = value;
-          }
-          add_large(parts[j], a[half], b[0], b[1]);
-        }
+        for (int i = 0; i < 4; ++i) b[i].upper = is_finite(SplitFloat(values[i][j]).upper) ? b[i].upper : values[i][j];
+        add_large(parts[j], a[0], b[0], b[1]);
+        add_large(parts[j], a[1], b[2], b[3]);
       }
     }
     SWIN_FAST_UNROLL
@@ -288,7 +290,7 @@ class OwnRows<Float32, kHd> {
 
   // An element of own row lane / 4 or that + 8 in the order of sums.
   SWIN_FAST_DEVICE float own(int i, int tile, int e) const {
-    const int channel = FloatSums<kHd>::channel(tile, e, lane_);
+    const int channel = SumChannels<Float32, kHd>::of(tile, e, lane_);
     return load_shared<float>(rows_ + Tile::offset(row(i), channel / 4) + channel % 4 * 4);
   }
 

@@ -32,7 +32,7 @@ struct FloatFwdSizes {
   static constexpr int kStageBytes = 2 * kKeys * Tile::kRowBytes;  // of k and v
   static constexpr int kMostWarps = 4;
   // At least, of a multiprocessor.
-  static constexpr int kBlocks = kHd <= 32 ? 4 : kHd == 64 ? 3 : 2;
+  static constexpr int kBlocks = kHd == 16 ? 4 : kHd == 32 ? 3 : 2;
 
   static SWIN_FAST_HOST_DEVICE int rows(int tokens) { return (tokens + kKeys - 1) / kKeys * kKeys; }
   static size_t shared_bytes(int tokens, int warps) {

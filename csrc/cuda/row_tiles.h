@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../window_attention.h"
 #include "primitives.h"
@@ -279,34 +280,40 @@ SWIN_FAST_DEVICE void add_rows_times(float (&sums)[2 * RowTile<kHd>::kSteps][4],
 
 // The same with weights as they lie in products, two columns of eight.
 template <class T, int kHd>
-SWIN_FAST_DEVICE void add_weighted_rows(float (&sums)[2 * RowTile<kHd>::kSteps][4], const float (&weights)[2][4],
-                                        const char* rows, int lane) {
+SWIN_FAST_DEVICE std::enable_if_t<is_element<T>> add_weighted_rows(float (&sums)[kHd / 8][4],
+                                                                   const float (&weights)[2][4], const char* rows,
+                                                                   int lane) {
   const uint32_t a[4] = {pack<T>(weights[0][0], weights[0][1]), pack<T>(weights[0][2], weights[0][3]),
                          pack<T>(weights[1][0], weights[1][1]), pack<T>(weights[1][2], weights[1][3])};
   add_rows_times<T, kHd>(sums, a, rows, lane);
 }
 
 template <int kHd>
-SWIN_FAST_DEVICE void scale_rows(float (&sums)[2 * RowTile<kHd>::kSteps][4], float factor) {
+SWIN_FAST_DEVICE void scale_rows(float (&sums)[kHd / 8][4], float factor) {
   SWIN_FAST_UNROLL
-  for (int piece = 0; piece < RowTile<kHd>::kPieces; ++piece) {
+  for (int piece = 0; piece < kHd / 8; ++piece) {
     SWIN_FAST_UNROLL
     for (int e = 0; e < 4; ++e) sums[piece][e] *= factor;
   }
 }
 
+// Which channel of a row of sums columns 2t and 2t + 1 of a tile of eight are, lane & 3 = t.
+template <class T, int kHd>
+struct SumChannels {
+  static SWIN_FAST_DEVICE int of(int tile, int e, int lane) { return tile * 8 + (lane & 3) * 2 + e; }
+};
+
 // Adds those of a warp's 16 rows of sums that are `wanted`, of this lane's two, to a row of floats in shared memory.
-template <int kHd>
-SWIN_FAST_DEVICE void add_rows_of(char* row, const float (&sums)[2 * RowTile<kHd>::kSteps][4], const bool (&wanted)[2],
-                                  int lane) {
+template <class T, int kHd>
+SWIN_FAST_DEVICE void add_rows_of(char* row, const float (&sums)[kHd / 8][4], const bool (&wanted)[2], int lane) {
   SWIN_FAST_UNROLL
-  for (int piece = 0; piece < RowTile<kHd>::kPieces; ++piece) {
+  for (int piece = 0; piece < kHd / 8; ++piece) {
     SWIN_FAST_UNROLL
     for (int e = 0; e < 2; ++e) {
       float found = (wanted[0] ? sums[piece][e] : 0.0f) + (wanted[1] ? sums[piece][e + 2] : 0.0f);
       SWIN_FAST_UNROLL
       for (int mask = 4; mask < 32; mask *= 2) found += shuffle_xor(found, mask);
-      char* const to = row + (piece * 8 + (lane & 3) * 2 + e) * 4;
+      char* const to = row + SumChannels<T, kHd>::of(piece, e, lane) * 4;
       if (lane < 4) store_shared(to, load_shared<float>(to) + found);
     }
   }
