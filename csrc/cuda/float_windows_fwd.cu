@@ -11,7 +11,7 @@ namespace {
 template <class F>
 void with_plan(const WindowAttentionFwdParams& problem, const Gpu& gpu, const F& f) {
   with_head_dim<16, 32, 64, 96, 128>(problem, [&](auto head_dim) {
-    f(head_dim, cut_float_fwd<decltype(head_dim)::value>(problem, aligned(problem), gpu.multiprocessors));
+    f(head_dim, cut_float_fwd<decltype(head_dim)::value>(problem, gpu.multiprocessors));
   });
 }
 
@@ -30,8 +30,12 @@ void FloatWindowsFwd::launch(const WindowAttentionFwdParams& problem, const Gpu&
     plan.arrange.fragments = scratch;
     plan.params.fragments = scratch;
     if (plan.workspace_bytes() > 0) launcher(arrange_bias<256>, plan.arrange_blocks(), 256, 0, plan.arrange);
-    launcher(problem.logit_scale != nullptr ? float_windows_fwd<kHd, true> : float_windows_fwd<kHd, false>,
-             plan.params.blocks, plan.threads, plan.shared_bytes, plan.params);
+    with_constant(problem.logit_scale != nullptr, [&](auto cosine) {
+      with_constant(aligned(problem), [&](auto chunks) {
+        launcher(float_windows_fwd<kHd, decltype(cosine)::value, decltype(chunks)::value>, plan.params.blocks,
+                 plan.threads, plan.shared_bytes, plan.params);
+      });
+    });
   });
 }
 

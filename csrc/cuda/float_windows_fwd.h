@@ -19,7 +19,6 @@ namespace swin_fast::cuda {
 struct FloatFwdParams {
   WindowAttentionFwdParams problem;
   Windows all;
-  bool aligned;  // rows of qkv stand at multiples of 16 bytes, and so does pad_value
   BiasFragments bias;
   const void* fragments;  // what arrange_bias() has made of the bias; not read without one
   int32_t warps, blocks;
@@ -34,10 +33,12 @@ struct FloatFwdSizes {
   // At least, of a multiprocessor.
   static constexpr int kBlocks = kHd == 16 ? 4 : kHd == 32 ? 3 : 2;
 
+  static constexpr int kTokenBytes = 8 + 4 + 2;  // its row of q, its pixel and its region
+
   static SWIN_FAST_HOST_DEVICE int rows(int tokens) { return (tokens + kKeys - 1) / kKeys * kKeys; }
   static size_t shared_bytes(int tokens, int warps) {
     return 2 * kStageBytes + size_t{16} * warps * Tile::kRowBytes + 2 * kKeys * sizeof(float) +
-           size_t{10} * rows(tokens);
+           size_t{kTokenBytes} * rows(tokens);
   }
 };
 
@@ -125,6 +126,50 @@ struct FloatQueries {
   }
 };
 
+// The rows of a head of an image in global memory, found by where that of q of a token begins, in bytes: or kPadding or
+// kNoToken.
+struct FloatHeadRows {
+  const char *q, *padding;  // padding: of k; null: zeros
+  int64_t k, v, padding_v;  // from the row of q to those of k and v, and from padding of k to that of v
+
+  SWIN_FAST_DEVICE FloatHeadRows(const WindowAttentionParams& problem, int64_t b, int head)
+      : q(static_cast<const char*>(problem.qkv) + 4 * (b * problem.qkv_stride[0] + head * problem.qkv_stride[4])),
+        padding(problem.pad_value == nullptr
+                    ? nullptr
+                    : static_cast<const char*>(problem.pad_value) + int64_t{4} * (problem.nH + head) * problem.hd),
+        k(4 * problem.qkv_stride[3]),
+        v(8 * problem.qkv_stride[3]),
+        padding_v(int64_t{4} * problem.nH * problem.hd) {}
+
+  // Begin to bring a piece of 16 bytes: of k and v, and of q.
+  template <bool kAligned>
+  SWIN_FAST_DEVICE void fetch_key(char* to_k, char* to_v, int64_t token, int piece) const {
+    const bool padded = token == kPadding && padding != nullptr, valid = padded || token >= 0;
+    const char* const from = (padded ? padding : q + (token >= 0 ? token + k : 0)) + piece * 16;
+    fetch<kAligned>(to_k, from, valid);
+    fetch<kAligned>(to_v, from + (padded ? padding_v : token >= 0 ? v - k : 0), valid);
+  }
+  template <bool kAligned>
+  SWIN_FAST_DEVICE void fetch_query(char* to, int64_t token, int piece) const {
+    fetch<kAligned>(to, q + (token >= 0 ? token : 0) + piece * 16, token >= 0);
+  }
+
+ private:
+  template <bool kAligned>
+  static SWIN_FAST_DEVICE void fetch(char* to, const char* from, bool valid) {
+    if constexpr (kAligned) {
+      copy_async_16(to, from, valid);
+    } else {
+      Float4 four{0.0f, 0.0f, 0.0f, 0.0f};
+      if (valid) {
+        four = {load_global<float>(from), load_global<float>(from + 4), load_global<float>(from + 8),
+                load_global<float>(from + 12)};
+      }
+      store_shared(to, four);
+    }
+  }
+};
+
 // Computes: out of windows of up to 1,024 tokens in float32, at head dimension kHd.
 // Grid:     p.blocks, of p.warps warps; a block has one head of a window at a time. Its warps have a tile of 16 queries
 //           each, and go through the keys together: while they are at some, the next are on their way. Then they have
@@ -133,7 +178,7 @@ struct FloatQueries {
 //           each window, as fragments.
 // Numerics: products of float32 as three of tensor cores, see float_rows.h; scores, softmax and sums in float32.
 // Source:   written for this project; three products: CUTLASS, example 27; fragments as in the PTX manual, mma.m16n8k8.
-template <int kHd, bool kCosine>
+template <int kHd, bool kCosine, bool kAligned>
 __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdSizes<kHd>::kBlocks)
     float_windows_fwd(const FloatFwdParams p) {
   using Sizes = FloatFwdSizes<kHd>;
@@ -146,33 +191,36 @@ __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdS
   char* const stages = shared_memory();
   char* const queries = stages + 2 * Sizes::kStageBytes + warp * 16 * Tile::kRowBytes;
   char* const norms = stages + 2 * Sizes::kStageBytes + p.warps * 16 * Tile::kRowBytes;
-  char* const pixels = norms + 2 * Sizes::kKeys * 4;
-  char* const regions = pixels + 8 * rows;
+  char* const places = norms + 2 * Sizes::kKeys * 4;
+  char* const pixels = places + 8 * rows;
+  char* const regions = pixels + 4 * rows;
 
   for (int64_t unit = blockIdx.x; unit < p.all.of_all * problem.nH; unit += p.blocks) {
     const int64_t window = unit / problem.nH;
     const int head = static_cast<int>(unit - window * problem.nH);
     const Windows::Place at = p.all.place(window);
     const bool border = p.all.has_border(at);
-    const RowSource q_source = rows_of_qkv<Float32>(problem, at.b, 0, head);
-    const RowSource k_source = rows_of_qkv<Float32>(problem, at.b, 1, head);
-    const RowSource v_source = rows_of_qkv<Float32>(problem, at.b, 2, head);
+    const FloatHeadRows from(problem, at.b, head);
     const float factor = kCosine ? load_global<float>(problem.logit_scale + head) : problem.scale;
     sync_threads();  // nobody reads pixels and rows of the window before any more
     for (int token = threadIdx.x; token < rows; token += threads) {
       const int y = token / columns, x = token - y * columns;
       Pixel pixel;
-      if (!p.all.pixel(at, y, x, &pixel.y, &pixel.x)) pixel.y = kPadding;
-      if (token >= tokens) pixel.y = kNoToken;
-      store_shared(pixels + 8 * token, pixel);
+      const bool real = token < tokens && p.all.pixel(at, y, x, &pixel.y, &pixel.x);
+      const int64_t place = pixel.y * problem.qkv_stride[1] + pixel.x * problem.qkv_stride[2];
+      store_shared(places + 8 * token, real ? 4 * place : int64_t{token < tokens ? kPadding : kNoToken});
+      store_shared(pixels + 4 * token, real ? pixel.y * static_cast<int32_t>(problem.W) + pixel.x : kPadding);
       if (border) store_shared(regions + 2 * token, static_cast<uint16_t>(p.all.region(at, y, x)));
     }
     sync_threads();
     const auto fetch = [&](int first_key, int stage) {
       char* const to = stages + stage * Sizes::kStageBytes;
-      const char* const from = pixels + 8 * first_key;
-      fetch_rows<2 * kHd>(to, from, Sizes::kKeys, k_source, p.aligned, threadIdx.x, threads);
-      fetch_rows<2 * kHd>(to + Tile::kSecond, from, Sizes::kKeys, v_source, p.aligned, threadIdx.x, threads);
+      for (int i = threadIdx.x; i < Sizes::kKeys * Tile::kPieces; i += threads) {
+        const int row = i / Tile::kPieces, piece = i % Tile::kPieces;
+        const auto token = load_shared<int64_t>(places + 8 * (first_key + row));
+        char* const at_row = to + Tile::offset(row, piece);
+        from.fetch_key<kAligned>(at_row, at_row + Tile::kSecond, token, piece);
+      }
       copy_async_commit();
     };
     int stage = 0;
@@ -181,7 +229,11 @@ __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdS
       const int tile = round + warp, first = tile * 16;
       const bool has_rows = tile < tiles;
       sync_warp();  // the queries before have been read
-      if (has_rows) fetch_rows<2 * kHd>(queries, pixels + 8 * first, 16, q_source, p.aligned, lane, 32);
+      for (int i = lane; i < 16 * Tile::kPieces && has_rows; i += 32) {
+        const int row = i / Tile::kPieces, piece = i % Tile::kPieces;
+        const auto token = load_shared<int64_t>(places + 8 * (first + row));
+        from.fetch_query<kAligned>(queries + Tile::offset(row, piece), token, piece);
+      }
       copy_async_commit();
       copy_async_wait<0>();
       sync_warp();  // rows that other lanes fetched
@@ -224,14 +276,15 @@ __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdS
               of_key[0] = two.x;
               of_key[1] = two.y;
             }
-            SWIN_FAST_UNROLL
-            for (int e = 0; e < 4; ++e) s[j][e] *= kCosine ? own.of_row[e >> 1] * of_key[e & 1] : own.of_row[e >> 1];
+            Float4 four{0.0f, 0.0f, 0.0f, 0.0f};
             if (problem.bias_form != BiasForm::kNone) {
-              const auto bias = load_global<Float4>(fragments + ((chunk + row) / 8 + j) * BiasFragments::kBytes);
-              s[j][0] += bias.x;
-              s[j][1] += bias.y;
-              s[j][2] += bias.z;
-              s[j][3] += bias.w;
+              four = load_global<Float4>(fragments + ((chunk + row) / 8 + j) * BiasFragments::kBytes);
+            }
+            const float bias[4] = {four.x, four.y, four.z, four.w};
+            SWIN_FAST_UNROLL
+            for (int e = 0; e < 4; ++e) {
+              if (kCosine) s[j][e] *= of_key[e & 1];
+              s[j][e] = fmaf(s[j][e], own.of_row[e >> 1], bias[e]);
             }
             if (border) {
               const auto two = load_shared<uint32_t>(regions + 2 * (key + 8 * j));
@@ -255,9 +308,9 @@ __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdS
       own.finish();
       SWIN_FAST_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const auto pixel = load_shared<Pixel>(pixels + 8 * (first + (lane >> 2) + 8 * i));
-        if (pixel.y < 0) continue;
-        const int64_t row = ((at.b * problem.H + pixel.y) * problem.W + pixel.x) * problem.nH + head;
+        const auto pixel = load_shared<int32_t>(pixels + 4 * (first + (lane >> 2) + 8 * i));
+        if (pixel < 0) continue;
+        const int64_t row = (at.b * problem.H * problem.W + pixel) * problem.nH + head;
         float* const out = static_cast<float*>(problem.out) + row * kHd;
         SWIN_FAST_UNROLL
         for (int slab = 0; slab < Sums::kSlabs; ++slab) {
@@ -273,7 +326,7 @@ __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdS
 
 // How a call runs: with a bias first arrange_bias(arrange) with any grid, for instance arrange_blocks() of 256 threads,
 // after arrange.fragments and params.fragments were set to workspace_bytes() bytes, aligned to 16. Then
-//   float_windows_fwd<kHd, kCosine>(params)
+//   float_windows_fwd<kHd, kCosine, kAligned>(params)
 // with grid params.blocks, `threads` and `shared_bytes`. Nothing is to be launched where params.all.of_all is 0.
 struct FloatFwdPlan {
   FloatFwdParams params;
@@ -290,11 +343,11 @@ struct FloatFwdPlan {
 };
 
 template <int kHd>
-FloatFwdPlan cut_float_fwd(const WindowAttentionFwdParams& problem, bool aligned, int multiprocessors) {
+FloatFwdPlan cut_float_fwd(const WindowAttentionFwdParams& problem, int multiprocessors) {
   using Sizes = FloatFwdSizes<kHd>;
   const int tokens = problem.window_area(), tiles = static_cast<int>(ceil_div(tokens, 16));
   const BiasFragments bias{tiles, 2 * tiles, 0, problem.nH};
-  FloatFwdPlan plan{{problem, Windows(problem), aligned, bias, nullptr, 1, 1}, {problem, bias, nullptr, 1.0f}};
+  FloatFwdPlan plan{{problem, Windows(problem), bias, nullptr, 1, 1}, {problem, bias, nullptr, 1.0f}};
   FloatFwdParams& p = plan.params;
   const int64_t rounds = ceil_div(tiles, Sizes::kMostWarps);
   p.warps = static_cast<int32_t>(ceil_div(tiles, rounds));

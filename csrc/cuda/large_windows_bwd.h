@@ -469,8 +469,8 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
                                load_shared<Pixel>(block.pixels(key + 8)).y == kPadding};
       if (any_lane(padding[0] || padding[1])) {
         char* const to = dpad_value + block.warp * 2 * kHd * 4;
-        add_rows_of<T, kHd>(to, dk, padding, lane);
-        add_rows_of<T, kHd>(to + kHd * 4, dv, padding, lane);
+        add_rows_of<kHd, T>(to, dk, padding, lane);
+        add_rows_of<kHd, T>(to + kHd * 4, dv, padding, lane);
       }
     }
     RoundedRows<T, kHd>(dk).put(block.own(0), lane);

@@ -304,7 +304,7 @@ struct SumChannels {
 };
 
 // Adds those of a warp's 16 rows of sums that are `wanted`, of this lane's two, to a row of floats in shared memory.
-template <class T, int kHd>
+template <int kHd, class T = BFloat16>  // which any of 16 bits is
 SWIN_FAST_DEVICE void add_rows_of(char* row, const float (&sums)[kHd / 8][4], const bool (&wanted)[2], int lane) {
   SWIN_FAST_UNROLL
   for (int piece = 0; piece < kHd / 8; ++piece) {

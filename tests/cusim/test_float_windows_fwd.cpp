@@ -12,7 +12,7 @@ using swin_fast::WindowAttentionFwdParams;
 template <int kHd>
 void launch(const WindowAttentionFwdParams& problem, bool aligned, const Schedule& schedule) {
   using namespace swin_fast::cuda;
-  FloatFwdPlan plan = cut_float_fwd<kHd>(problem, aligned, schedule.multiprocessors);
+  FloatFwdPlan plan = cut_float_fwd<kHd>(problem, schedule.multiprocessors);
   report().check(plan.shared_bytes <= 99 * 1024, "more shared memory than every GPU has");
   if (plan.params.all.of_all == 0) return;
   const auto fragments = output_buffer(plan.workspace_bytes() / 4, ScalarType::kFloat32, schedule.side());
@@ -23,9 +23,13 @@ void launch(const WindowAttentionFwdParams& problem, bool aligned, const Schedul
                                [&] { arrange_bias<256>(plan.arrange); }));
   }
   fragments->make_read_only();
-  const auto kernel = problem.logit_scale != nullptr ? float_windows_fwd<kHd, true> : float_windows_fwd<kHd, false>;
-  judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(plan.params.blocks),
-                             static_cast<unsigned>(plan.threads), plan.shared_bytes, [&] { kernel(plan.params); }));
+  with_constant(problem.logit_scale != nullptr, [&](auto cosine) {
+    with_alignment(aligned, [&](auto chunks) {
+      judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(plan.params.blocks),
+                                 static_cast<unsigned>(plan.threads), plan.shared_bytes,
+                                 [&] { float_windows_fwd<kHd, cosine(), chunks()>(plan.params); }));
+    });
+  });
 }
 
 void float_windows(const WindowAttentionFwdParams& p, bool aligned, const Schedule& schedule) {
