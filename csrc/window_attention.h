@@ -15,6 +15,8 @@ constexpr int kMaxHeadDim = 128;
 
 enum class ScalarType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
+SWIN_FAST_HOST_DEVICE constexpr int element_bytes(ScalarType dtype) { return dtype == ScalarType::kFloat32 ? 4 : 2; }
+
 enum class BiasForm : int32_t {
   kNone = 0,
   kDense = 1,     // (nH, N, N)

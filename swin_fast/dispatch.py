@@ -24,6 +24,8 @@ from .backends import configs, native, triton_ops
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}  # other devices: reference
+#: Of dtypes whose kernels of the cuda backend no GPU has run, where nobody has measured either.
+UNTRIED = {torch.float32: ("triton", "cuda", "reference")}
 DIRECTIONS = {"fwd": "forward", "bwd": "backward"}
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -73,6 +75,8 @@ def choose(problem: Problem, forced: str | None = None, direction: str = "fwd") 
     """
     if forced is None:
         order = ORDER.get(problem.device_type, ("reference",))
+        if problem.device_type == "cuda":
+            order = UNTRIED.get(problem.dtype, order)
         able = [backend for backend in order if not why_not(backend, problem)]
         faster = configs.faster(direction, *_measured_by(problem))
         return faster if faster in able else able[0]
@@ -118,8 +122,7 @@ def resolve(backend: str | None, dtype: torch.dtype, device: torch.device, windo
 def backends() -> tuple[str, ...]:
     """The backends that can run here, for at least one problem."""
     devices = [("cpu", None)] + ([("cuda", torch.cuda.get_device_capability())] if torch.cuda.is_available() else [])
-    dtypes = (torch.float32, torch.float16)  # the cuda backend takes the second alone
-    problems = [Problem(dtype, kind, capability, 49, 32) for dtype in dtypes for kind, capability in devices]
+    problems = [Problem(torch.float32, kind, capability, 49, 32) for kind, capability in devices]
     return tuple(backend for backend in BACKENDS if any(not why_not(backend, problem) for problem in problems))
 
 
@@ -253,13 +256,12 @@ def _why_not_cuda(problem: Problem) -> list[str]:
         reasons.append(
             "this build of the cuda backend is for sm_{}, not for sm_{}{}".format(built, *problem.capability)
         )
-    if facts and _name(problem.dtype) not in facts["dtypes"]:
-        left = "; float32 is left to triton" if problem.dtype == torch.float32 else f", not {_name(problem.dtype)}"
-        reasons.append(f"the cuda backend takes {' and '.join(facts['dtypes'])}{left}")
+    if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        reasons.append(f"the cuda backend takes float32, float16 and bfloat16, not {_name(problem.dtype)}")
     if facts:
         lacking = [name for name in ("forward", "backward") if not _has_kernel(facts[name], problem)]
         if lacking:
-            size = f"N={problem.window_area} hd={problem.head_dim}"
+            size = f"{_name(problem.dtype)} N={problem.window_area} hd={problem.head_dim}"
             reasons.append(f"the cuda backend has no {' and no '.join(lacking)} kernel for {size}: left to triton")
     return reasons
 
@@ -272,10 +274,12 @@ def _runs_on(facts: dict[str, Any], capability: tuple[int, int]) -> bool:
 
 
 def _has_kernel(kernels: list[dict[str, Any]], problem: Problem) -> bool:
+    """Of its dtype; or of any, where there are none of that for any size."""
+    own = [kernel for kernel in kernels if _name(problem.dtype) in kernel["dtypes"]]
     return any(
         kernel["window_area"][0] <= problem.window_area <= kernel["window_area"][1]
         and problem.head_dim in kernel["head_dims"]
-        for kernel in kernels
+        for kernel in own or kernels
     )
 
 

@@ -97,10 +97,10 @@ def test_its_facts(loaded: dict[str, Any]) -> None:
     assert facts["architectures"] == facts["ptx"] == [90]
     assert facts["compiler"].startswith("nvcc ")
     assert facts["torch_target"] == "2.10"
-    assert facts["dtypes"] == ["float16", "bfloat16"]
     for kernel in facts["forward"] + facts["backward"]:
         assert kernel["window_area"][0] <= kernel["window_area"][1] <= 1024
         assert all(hd % 2 == 0 and 0 < hd <= 128 for hd in kernel["head_dims"])
+        assert kernel["dtypes"] in (["float16", "bfloat16"], ["float32"])
         assert (ROOT / "csrc" / "cuda" / f"{kernel['name']}.h").exists()
 
 

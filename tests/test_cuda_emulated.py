@@ -32,6 +32,15 @@ SUITE = ("window_attention", "determinism", "registration", "bad_inputs", "fuzz"
 TORCH = Path(torch.__file__).parent
 
 
+def kernel_sources() -> dict[str, list[str]]:
+    """Of each element type, as CMakeLists.txt has them."""
+    lists = re.findall(r"set\(kernels_(\w+)\s+([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
+    found = {element: re.findall(r"csrc/cuda/(\w+\.cu)", names) for element, names in lists}
+    shared = found.pop("16")
+    assert {*shared, *found["Float32"]} == {path.name for path in (CSRC / "cuda").glob("*.cu")}
+    return {element: names or shared for element, names in found.items()}
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a package swin_fast whose CUDA library is emulated."""
@@ -43,7 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags += ["-I", ROOT / "tests", "-isystem", TORCH / "include", f"-D{version[0]}"]
     flags += [f"-DSWIN_FAST_{name}={value}" for name, value in facts.items()]
     sources = [(path, "none") for path in (CSRC / "bindings" / "cuda.cpp", *(CSRC / "cuda").glob("*.cpp"))]
-    sources += [(path, element) for path in (CSRC / "cuda").glob("*.cu") for element in ("Half16", "BFloat16")]
+    sources += [(CSRC / "cuda" / name, element) for element, names in kernel_sources().items() for name in names]
     objects = {folder / f"{path.stem}-{element}.o": (path, element) for path, element in sources}
 
     def compile_one(target: Path) -> None:

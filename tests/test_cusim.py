@@ -114,6 +114,9 @@ __global__ void __launch_bounds__(128) every_primitive(const char* in, char* out
   stmatrix(memory + 16 * threadIdx.x, two);
   stmatrix(memory + 16 * threadIdx.x, {four[0]});
   float sum = of_type<Half16>(four, two[0]) + of_type<BFloat16>(four_transposed, two_transposed[1]);
+  float product[4] = {sum, sum, sum, sum};
+  mma_m16n8k8_tf32(product, {sum, sum, sum, sum}, sum, sum);
+  sum += product[0] + product[3];
   SWIN_FAST_UNROLL
   for (int mask = 1; mask < 32; mask *= 2) sum += shuffle_xor(sum, mask);
   sum += shuffle(sum, 3);

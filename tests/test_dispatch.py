@@ -26,10 +26,17 @@ LIMITS = {"max_window_area": 1024, "max_head_dim": 128}
 CUDA_FACTS = {
     "architectures": [80, 90, 100],
     "ptx": [120],
-    "dtypes": ["float16", "bfloat16"],
     "cuda_runtime": "13.0",
-    "forward": [{"window_area": [1, 64], "head_dims": [32]}, {"window_area": [65, 1024], "head_dims": [16, 32, 64]}],
-    "backward": [{"window_area": [1, 64], "head_dims": [30, 32]}, {"window_area": [144, 144], "head_dims": [32]}],
+    "forward": [
+        {"dtypes": ["float16", "bfloat16"], "window_area": [1, 64], "head_dims": [32]},
+        {"dtypes": ["float16", "bfloat16"], "window_area": [65, 1024], "head_dims": [16, 32, 64]},
+        {"dtypes": ["float32"], "window_area": [1, 1024], "head_dims": [32]},
+    ],
+    "backward": [
+        {"dtypes": ["float16", "bfloat16"], "window_area": [1, 64], "head_dims": [30, 32]},
+        {"dtypes": ["float16", "bfloat16"], "window_area": [144, 144], "head_dims": [32]},
+        {"dtypes": ["float32"], "window_area": [1, 64], "head_dims": [32]},
+    ],
 }
 
 
@@ -102,9 +109,14 @@ TABLE = [
     (Problem(BRAIN, "cuda", (10, 3), 64, 32), "cuda", NOT_CPU),
     (Problem(BRAIN, "cuda", (12, 1), 64, 32), "cuda", NOT_CPU),  # PTX
     (Problem(HALF, "cuda", (11, 0), 49, 32), "triton", {"cuda": "sm_80, 90, 100, not for sm_110", **NOT_CPU}),
-    (Problem(SINGLE, "cuda", (9, 0), 49, 32), "triton", {"cuda": "float32 is left to triton", **NOT_CPU}),
-    (Problem(HALF, "cuda", (9, 0), 49, 30), "triton", {"cuda": "no forward kernel for N=49 hd=30", **NOT_CPU}),
-    (Problem(HALF, "cuda", (9, 0), 256, 32), "triton", {"cuda": "no backward kernel for N=256 hd=32", **NOT_CPU}),
+    (Problem(SINGLE, "cuda", (9, 0), 49, 32), "triton", NOT_CPU),  # cuda can, but no GPU has run it
+    (Problem(SINGLE, "cuda", (9, 0), 49, 64), "triton", {"cuda": "no forward and no backward kernel for float32", **NOT_CPU}),
+    (Problem(HALF, "cuda", (9, 0), 49, 30), "triton", {"cuda": "no forward kernel for float16 N=49 hd=30", **NOT_CPU}),
+    (
+        Problem(HALF, "cuda", (9, 0), 256, 32),
+        "triton",
+        {"cuda": "no backward kernel for float16 N=256 hd=32", **NOT_CPU},
+    ),
     (Problem(HALF, "cuda", (8, 0), 1024, 128), "triton", {"cuda": "no forward and no backward", **NOT_CPU}),
     (
         Problem(HALF, "cuda", (7, 5), 49, 32),
@@ -114,7 +126,7 @@ TABLE = [
     (
         Problem(DOUBLE, "cuda", (9, 0), 49, 32),
         "reference",
-        {"triton": "not float64", "cuda": "takes float16 and bfloat16, not float64", **NOT_CPU},
+        {"triton": "not float64", "cuda": "takes float32, float16 and bfloat16, not float64", **NOT_CPU},
     ),
     (Problem(HALF, "cuda", None, 49, 32), "triton", {"cuda": "PyTorch sees no CUDA device", **NOT_CPU}),
     (Problem(SINGLE, "mps", None, 49, 32), "reference", {"cpu": "on cpu, not on mps", **CUDA_ALONE}),
@@ -161,11 +173,14 @@ def test_a_missing_library_leaves_the_reference(cpu_missing: None) -> None:
 
 def test_the_order_prefers_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "why_not", lambda backend, problem: [])
-    assert dispatch.choose(Problem(SINGLE, "cuda", (9, 0), 49, 32)) == "cuda"
+    assert dispatch.choose(Problem(HALF, "cuda", (9, 0), 49, 32)) == "cuda"
+    assert dispatch.choose(Problem(SINGLE, "cuda", (9, 0), 49, 32)) == "triton"
     assert dispatch.choose(Problem(SINGLE, "cpu", None, 49, 32)) == "cpu"
     assert dispatch.choose(Problem(SINGLE, "mps", None, 49, 32)) == "reference"
     monkeypatch.setattr(dispatch, "why_not", lambda backend, problem: ["no"] if backend == "cuda" else [])
-    assert dispatch.choose(Problem(SINGLE, "cuda", (9, 0), 49, 32)) == "triton"
+    assert dispatch.choose(Problem(HALF, "cuda", (9, 0), 49, 32)) == "triton"
+    monkeypatch.setattr(dispatch, "why_not", lambda backend, problem: ["no"] if backend == "triton" else [])
+    assert dispatch.choose(Problem(SINGLE, "cuda", (9, 0), 49, 32)) == "cuda"
 
 
 def test_a_choice_sees_neither_batch_nor_image_size_nor_strides() -> None:
@@ -219,7 +234,8 @@ def some_gpu(
         (BRAIN, 49, 32, "tuned-gpu", "cuda"),
         (BRAIN, 49, 32, None, "cuda"),
         (BRAIN, 49, 30, "some-gpu", "triton"),  # of what cuda cannot do, however fast
-        (SINGLE, 49, 32, "some-gpu", "triton"),
+        (SINGLE, 49, 32, "some-gpu", "cuda_triton"),  # nobody has measured its backward, nor has a GPU run it
+        (SINGLE, 36, 32, "some-gpu", "triton"),
         (DOUBLE, 49, 32, "some-gpu", "reference"),
     ],
 )

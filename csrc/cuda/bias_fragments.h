@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The bias of large windows, as kernels read it: in the order of accumulators, 16 bytes a lane, times log2(e), and -inf
-// for keys that do not exist. A kernel of its own arranges it, once a call.
+// The bias of large windows, as kernels read it: in the order of accumulators, 16 bytes a lane, times a factor such as
+// log2(e), and -inf for keys that do not exist. A kernel of its own arranges it, once a call.
 #pragma once
 
 #include <cmath>
@@ -51,12 +51,13 @@ struct ArrangeParams {
   WindowAttentionParams problem;
   BiasFragments layout;
   void* fragments;  // layout.bytes() of them, aligned to 16 bytes
+  float factor = kLog2E;
 };
 
 // Computes: the fragments of all heads' bias.
 // Grid:     any, of kThreads; a thread writes 16 bytes at a time.
 // Memory:   reads the bias, relative or dense, and writes layout.bytes().
-// Numerics: each entry times log2(e), rounded once.
+// Numerics: each entry times the factor, rounded once.
 // Source:   written for this project.
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads) arrange_bias(const ArrangeParams p) {
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) arrange_bias(const ArrangeParams p) 
     for (int e = 0; e < 4; ++e) {
       const int row = row_tile * 16 + lane / 4 + (e >> 1) * 8, key = key_tile * 8 + lane % 4 * 2 + (e & 1);
       value[e] = key < tokens ? 0.0f : -INFINITY;
-      if (key < tokens && row < tokens) value[e] = bias_of(p.problem, head, row, key, columns) * kLog2E;
+      if (key < tokens && row < tokens) value[e] = bias_of(p.problem, head, row, key, columns) * p.factor;
     }
     store_global(static_cast<char*>(p.fragments) + i * 16, Float4{value[0], value[1], value[2], value[3]});
   }

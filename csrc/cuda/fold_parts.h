@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "../window_attention.h"
 #include "primitives.h"
@@ -93,6 +94,19 @@ SWIN_FAST_DEVICE void leave_dbias(const WindowAttentionParams& problem, const ch
   }
 }
 
+// An element of a tensor.
+template <class T>
+using Stored = std::conditional_t<is_float<T>, float, uint16_t>;
+
+template <class T>
+SWIN_FAST_DEVICE Stored<T> stored(float value) {
+  if constexpr (is_float<T>) {
+    return value;
+  } else {
+    return from_float<T>(value);
+  }
+}
+
 constexpr int kFoldThreads = 512;
 constexpr int kFoldWarps = kFoldThreads / 32;
 constexpr int kFoldLoads = 8;  // under way at once in a thread
@@ -159,12 +173,12 @@ __global__ void __launch_bounds__(kFoldThreads) fold_parts(const FoldParams p) {
     store_global(problem.dlogit_scale + head, sum);
   } else {
     const int32_t row = problem.nH * problem.hd;
-    auto* const to = static_cast<uint16_t*>(problem.dpad_value) + head * problem.hd + element;
+    auto* const to = static_cast<Stored<T>*>(problem.dpad_value) + head * problem.hd + element;
     if (element < problem.hd) {
-      store_global(to, uint16_t{0});  // the query of a padded position is dropped
-      store_global(to + row, from_float<T>(sum));
+      store_global(to, Stored<T>{0});  // the query of a padded position is dropped
+      store_global(to + row, stored<T>(sum));
     } else {
-      store_global(to + 2 * row - problem.hd, from_float<T>(sum));
+      store_global(to + 2 * row - problem.hd, stored<T>(sum));
     }
   }
 }

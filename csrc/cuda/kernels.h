@@ -16,6 +16,7 @@ namespace swin_fast::cuda {
 
 struct Half16;  // element types, as in primitives.h, which host compilers do not read
 struct BFloat16;
+struct Float32;
 
 struct Gpu {
   int multiprocessors;
@@ -23,11 +24,11 @@ struct Gpu {
   void* stream;          // a cudaStream_t
 };
 
-// Scratch memory and launches of one element type.
+// Scratch memory and launches of one element type; both null where there are no kernels for it.
 template <class Params>
 struct Launches {
-  size_t (*scratch_bytes)(const Params& problem, const Gpu& gpu);
-  void (*launch)(const Params& problem, const Gpu& gpu, void* scratch);
+  size_t (*scratch_bytes)(const Params& problem, const Gpu& gpu) = nullptr;
+  void (*launch)(const Params& problem, const Gpu& gpu, void* scratch) = nullptr;
 };
 
 template <class Params>
@@ -35,11 +36,14 @@ struct Kernels {
   const char* name;
   int32_t least_area, most_area;  // of a window, in tokens
   std::vector<int32_t> head_dims;
-  Launches<Params> half, bfloat16;
+  Launches<Params> float32, half, bfloat16;
 
+  const Launches<Params>& of(ScalarType dtype) const {
+    return dtype == ScalarType::kFloat32 ? float32 : dtype == ScalarType::kFloat16 ? half : bfloat16;
+  }
   bool take(const Params& p) const {
     const int32_t area = p.window_area();
-    return least_area <= area && area <= most_area &&
+    return of(p.dtype).launch != nullptr && least_area <= area && area <= most_area &&
            std::find(head_dims.begin(), head_dims.end(), p.hd) != head_dims.end();
   }
 };
@@ -47,9 +51,11 @@ struct Kernels {
 // Whether kernels of large windows are built for a head dimension.
 constexpr bool has_large_kernels(int hd) { return hd == 16 || hd == 32 || hd == 64 || hd == 96 || hd == 128; }
 
-// The largest window of the backward that has a cut on every GPU: beyond it, a block would take more than the 99 KB of
-// shared memory that it can have on sm_86, sm_89 and sm_120.
-constexpr int32_t large_bwd_most_area(int hd) { return hd <= 96 ? kMaxWindowArea : 976; }
+// The largest window of the backward that has a cut on every GPU, where a head's row has so many bytes: beyond it, a
+// block would take more than the 99 KB of shared memory that it can have on sm_86, sm_89 and sm_120.
+constexpr int32_t large_bwd_most_area(int row_bytes) {
+  return row_bytes <= 192 ? kMaxWindowArea : row_bytes <= 256 ? 976 : row_bytes <= 384 ? 816 : 656;
+}
 
 // In the order of preference: the first that takes a problem computes it.
 const std::vector<Kernels<WindowAttentionFwdParams>>& forward_kernels();
@@ -64,6 +70,12 @@ struct SmallWindowsFwd {
 
 template <class T>
 struct LargeWindowsFwd {
+  static size_t scratch_bytes(const WindowAttentionFwdParams& problem, const Gpu& gpu);
+  static void launch(const WindowAttentionFwdParams& problem, const Gpu& gpu, void* scratch);
+};
+
+// The one of its .cu file, for float32.
+struct FloatWindowsFwd {
   static size_t scratch_bytes(const WindowAttentionFwdParams& problem, const Gpu& gpu);
   static void launch(const WindowAttentionFwdParams& problem, const Gpu& gpu, void* scratch);
 };

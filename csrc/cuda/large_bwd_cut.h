@@ -32,7 +32,7 @@ struct LargeBwdParams {
   LargeCut queries = {}, keys = {};  // warps = 0: a block can not have as much shared memory as it takes
   Parts of_bias = {}, of_logit_scale = {}, of_pad_value = {};
   float* statistics =
-      nullptr;  // (U, nH, 3, rows): the largest score, times log2(e); 1 / the sum, or 0; and delta of a query
+      nullptr;  // (U, nH, 3, rows): the largest score; 1 / the sum, or 0; and delta of a query
   size_t scratch_bytes = 0;  // of statistics and parts
 
   // The problem with one of the gradients that are sums over windows, each of which has parts of a number of its own:
@@ -50,8 +50,8 @@ struct LargeBwdParams {
 struct LargeLayout {
   int32_t pixels, terms, regions, own, chunks, norms, statistics, sums, bytes;
 
-  // own_floats: of a warp, in the end.
-  SWIN_FAST_HOST_DEVICE LargeLayout(int hd, const LargeCut& cut, bool cosine, bool reads_statistics, int own_floats) {
+  // row_bytes: of a head's row; own_floats: of a warp, in the end.
+  SWIN_FAST_HOST_DEVICE LargeLayout(int row_bytes, const LargeCut& cut, bool cosine, bool reads_statistics, int own_floats) {
     int32_t taken = 0;
     const int rows = cut.rows();
     const auto take = [&taken](int32_t size) {
@@ -62,8 +62,8 @@ struct LargeLayout {
     pixels = take(8 * rows);
     terms = take(4 * rows);
     regions = take(2 * rows);
-    own = take(2 * 16 * cut.warps * 2 * hd);
-    chunks = take(cut.slots * 2 * cut.chunk * 2 * hd);
+    own = take(2 * 16 * cut.warps * row_bytes);
+    chunks = take(cut.slots * 2 * cut.chunk * row_bytes);
     norms = take(cosine ? cut.slots * cut.chunk * 4 : 0);
     statistics = take(reads_statistics ? cut.slots * 3 * cut.chunk * 4 : 0);
     sums = take(cut.warps * own_floats * 4);
@@ -85,18 +85,18 @@ constexpr int64_t kPartsBytes = 64 << 20;  // of dbias at most, but for the one 
 
 inline LargeCut cut_large(const LargeBwdParams& p, int multiprocessors, size_t shared_memory, bool of_keys) {
   const WindowAttentionBwdParams& problem = p.problem;
-  const int row_tiles = p.rows / 16;
+  const int row_tiles = p.rows / 16, row_bytes = element_bytes(problem.dtype) * problem.hd;
   const auto bytes = [&](LargeCut* cut, int warps, int chunk, int slots) {
     cut->tiles = static_cast<int32_t>(ceil_div(row_tiles, warps));
     cut->warps = static_cast<int32_t>(ceil_div(row_tiles, cut->tiles));
     cut->chunk = std::min(chunk, p.rows);
     cut->slots = std::min(slots, static_cast<int>(ceil_div(p.rows, cut->chunk)));
     const int floats = of_keys ? large_key_floats(problem.hd) : large_query_floats(problem, p.rows);
-    const LargeLayout layout(problem.hd, *cut, problem.logit_scale != nullptr, of_keys, floats);
+    const LargeLayout layout(row_bytes, *cut, problem.logit_scale != nullptr, of_keys, floats);
     return cut->shared_bytes = static_cast<size_t>(layout.bytes);
   };
   LargeCut cut;
-  const int chunk = problem.hd <= 64 ? 64 : 32;
+  const int chunk = row_bytes <= 128 ? 64 : row_bytes <= 256 ? 32 : 16;
   // Queries go over the keys twice: better all of these stay, where that leaves room for other blocks.
   if (of_keys || bytes(&cut, kLargeWarps, chunk, p.rows / 16) > shared_memory / large_blocks(problem.hd)) {
     int warps = kLargeWarps, rows = chunk;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The backward of windows of up to 1024 tokens, in float16 and bfloat16, in two kernels: owners of queries, then owners
-// of keys. Each goes over the other side in chunks, and recomputes the scores: nothing is added atomically.
+// The backward of windows of up to 1024 tokens in two kernels: owners of queries, then owners of keys. Each goes over
+// the other side in chunks, and recomputes the scores: nothing is added atomically.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
+#include "float_rows.h"
 #include "fold_parts.h"
 #include "large_bwd_cut.h"
 #include "primitives.h"
@@ -18,7 +19,8 @@ namespace swin_fast::cuda {
 // What both kernels have in common: a block's head, owner and own rows, and what it knows of tokens.
 template <class T, int kHd, bool kCosine>
 struct LargeBlock {
-  using Tile = RowTile<kHd>;
+  static constexpr int kWords = kHd * kElementBytes<T> / 2;  // of 16 bits, of a row
+  using Tile = RowTile<kWords>;
   const LargeBwdParams& p;
   const LargeCut& cut;
   const LargeLayout layout;
@@ -32,7 +34,7 @@ struct LargeBlock {
   SWIN_FAST_DEVICE LargeBlock(const LargeBwdParams& params, bool of_keys, int own_floats)
       : p(params),
         cut(of_keys ? params.keys : params.queries),
-        layout(kHd, cut, kCosine, of_keys, own_floats),
+        layout(kElementBytes<T> * kHd, cut, kCosine, of_keys, own_floats),
         memory(shared_memory()),
         tokens(params.problem.window_area()),
         lane(threadIdx.x & 31),
@@ -105,16 +107,16 @@ struct LargeBlock {
   }
 
   SWIN_FAST_DEVICE void fetch_own(const RowSource& first_rows, const RowSource& second_rows) const {
-    fetch_rows<kHd>(own(0), pixels(row), 16, first_rows, p.aligned, lane, 32);
-    fetch_rows<kHd>(own(1), pixels(row), 16, second_rows, p.aligned, lane, 32);
+    fetch_rows<kWords>(own(0), pixels(row), 16, first_rows, p.aligned, lane, 32);
+    fetch_rows<kWords>(own(1), pixels(row), 16, second_rows, p.aligned, lane, 32);
   }
 
   SWIN_FAST_DEVICE void fetch_chunk(int chunk, int slot, const RowSource& first_rows,
                                     const RowSource& second_rows) const {
     const char* const from = pixels(chunk * cut.chunk);
     const int count = rows_of_chunk(chunk);
-    fetch_rows<kHd>(chunk_rows(slot, 0), from, count, first_rows, p.aligned, threadIdx.x, blockDim.x);
-    fetch_rows<kHd>(chunk_rows(slot, 1), from, count, second_rows, p.aligned, threadIdx.x, blockDim.x);
+    fetch_rows<kWords>(chunk_rows(slot, 0), from, count, first_rows, p.aligned, threadIdx.x, blockDim.x);
+    fetch_rows<kWords>(chunk_rows(slot, 1), from, count, second_rows, p.aligned, threadIdx.x, blockDim.x);
   }
 
   // All threads see a chunk of which each has waited for its own copies, with its norms.
@@ -183,6 +185,10 @@ struct LargeScores {
   }
 };
 
+// Of a score relative to another. The difference comes first: of scores of -1e30, as a mask may make them, the rounding
+// of a product with log2(e) would alone be more than any number has an exponential of.
+SWIN_FAST_DEVICE float weight_of(float score, float other) { return exp2_approx((score - other) * kLog2E); }
+
 SWIN_FAST_DEVICE float finite_top(float top) { return top == -INFINITY ? 0.0f : top; }
 
 // Computes: dq of 16 * warps queries in a range of windows of one head, their rows of its part of dbias, a part of
@@ -197,10 +203,10 @@ SWIN_FAST_DEVICE float finite_top(float top) { return top == -INFINITY ? 0.0f : 
 // Source:   Dao et al. 2022, FlashAttention, for dS = P (dP - delta); written for this project.
 template <class T, int kHd, bool kCosine>
 __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_queries_bwd(const LargeBwdParams p) {
-  using Tile = RowTile<kHd>;
   const WindowAttentionBwdParams& problem = p.problem;
   const int own_floats = large_query_floats(problem, p.rows);
-  const LargeBlock<T, kHd, kCosine> block(p, false, own_floats);
+  using Block = LargeBlock<T, kHd, kCosine>;
+  const Block block(p, false, own_floats);
   const int lane = block.lane, pair = (lane & 3) * 2, tokens = block.tokens, chunks = block.chunk_count();
   const bool resident = block.cut.slots >= chunks, has_rows = block.row < p.rows;
   char* const sums = block.memory + block.layout.sums + block.warp * own_floats * 4;
@@ -214,12 +220,12 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
   for (int64_t window = block.first; window < block.last; ++window) {
     const Windows::Place place = p.all.place(window);
     const bool border = p.all.has_border(place);
-    const RowSource k_source = rows_of_qkv(problem, place.b, 1, block.head);
-    const RowSource v_source = rows_of_qkv(problem, place.b, 2, block.head);
+    const RowSource k_source = rows_of_qkv<T>(problem, place.b, 1, block.head);
+    const RowSource v_source = rows_of_qkv<T>(problem, place.b, 2, block.head);
     sync_threads();  // nobody reads pixels and rows of the window before any more
     block.write_pixels(place, border);
     sync_threads();
-    block.fetch_own(rows_of_qkv(problem, place.b, 0, block.head), rows_of_grad_out(problem, place.b, block.head));
+    block.fetch_own(rows_of_qkv<T>(problem, place.b, 0, block.head), rows_of_grad_out<T>(problem, place.b, block.head));
     copy_async_commit();
     block.fetch_chunk(0, 0, k_source, v_source);
     copy_async_commit();
@@ -230,12 +236,11 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
     if (kCosine) q.inverse_norms(inverse);
     const LargeScores<T, kHd, kCosine> scores(block, border, false, inverse);
 
-    // The statistics of a row: of this lane's keys, then of all. The largest score is times log2(e), which rounds it,
-    // but the same for the whole row: only differences of scores are told apart.
+    // The statistics of a row: of this lane's keys, then of all.
     float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f}, delta[2] = {0.0f, 0.0f}, share[2] = {0.0f, 0.0f};
-    float dq[2 * Tile::kSteps][4];
+    float dq[kHd / 8][4];
     SWIN_FAST_UNROLL
-    for (int c = 0; c < 2 * Tile::kSteps; ++c) dq[c][0] = dq[c][1] = dq[c][2] = dq[c][3] = 0.0f;
+    for (int c = 0; c < kHd / 8; ++c) dq[c][0] = dq[c][1] = dq[c][2] = dq[c][3] = 0.0f;
 
     for (int go = 0; go < 2 * chunks; ++go) {
       const bool again = go >= chunks;
@@ -251,10 +256,10 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
       if (!again || !resident) block.share_chunk(chunk, slot);
       for (int row = 0; row < block.rows_of_chunk(chunk) && has_rows; row += 16) {
         const int key = chunk * block.cut.chunk + row + pair;
-        const char* const rows = block.chunk_rows(slot, 0) + Tile::sixteen(row);
+        const char* const rows = block.chunk_rows(slot, 0) + Block::Tile::sixteen(row);
         float s[2][4], dp[2][4];
         q.times(s, rows);
-        dout.times(dp, rows + Tile::kSecond);
+        dout.times(dp, rows + Block::Tile::kSecond);
         Float2 norms[2];
         SWIN_FAST_UNROLL
         for (int j = 0; j < 2; ++j) {
@@ -270,14 +275,14 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
           for (int i = 0; i < 2; ++i) {
             const float* const low = &s[0][2 * i];
             const float* const high = &s[1][2 * i];
-            const float larger = fmaxf(top[i], fmaxf(fmaxf(low[0], low[1]), fmaxf(high[0], high[1])) * kLog2E);
-            const float base = finite_top(larger), shrunk = exp2_approx(top[i] - base);
+            const float larger = fmaxf(top[i], fmaxf(fmaxf(low[0], low[1]), fmaxf(high[0], high[1])));
+            const float base = finite_top(larger), shrunk = weight_of(top[i], base);
             top[i] = larger;
             sum[i] *= shrunk;
             delta[i] *= shrunk;
             SWIN_FAST_UNROLL
             for (int e = 0; e < 4; ++e) {
-              const float weight = exp2_approx(fmaf(s[e >> 1][2 * i + (e & 1)], kLog2E, -base));
+              const float weight = weight_of(s[e >> 1][2 * i + (e & 1)], base);
               sum[i] += weight;
               delta[i] += weight * dp[e >> 1][2 * i + (e & 1)];
             }
@@ -288,7 +293,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
         for (int j = 0; j < 2; ++j) {
           SWIN_FAST_UNROLL
           for (int e = 0; e < 4; ++e) {
-            const float weight = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1])) * share[e >> 1];
+            const float weight = weight_of(s[j][e], top[e >> 1]) * share[e >> 1];
             // A row that may attend to nothing weighs nothing: not 0 * NaN.
             s[j][e] = share[e >> 1] != 0.0f ? weight * (dp[j][e] - delta[e >> 1]) : 0.0f;
           }
@@ -307,7 +312,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
         for (int i = 0; i < 2; ++i) {
           float largest = fmaxf(top[i], shuffle_xor(top[i], 1));
           largest = finite_top(fmaxf(largest, shuffle_xor(largest, 2)));
-          const float shrunk = exp2_approx(top[i] - largest);
+          const float shrunk = weight_of(top[i], largest);
           top[i] = largest;
           sum[i] *= shrunk;
           delta[i] *= shrunk;
@@ -337,7 +342,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
       scale_rows<kHd>(dq, block.factor);
     }
     RoundedRows<T, kHd>(dq).put(block.own(0), lane);
-    store_rows<kHd>(problem, place.b, 0, block.head, block.own(0), block.pixels(block.row), lane);
+    store_rows<Block::kWords>(problem, place.b, 0, block.head, block.own(0), block.pixels(block.row), lane);
   }
 
   if (block.bias != nullptr) {
@@ -373,9 +378,9 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
 // Source:   as large_queries_bwd.
 template <class T, int kHd, bool kCosine>
 __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_keys_bwd(const LargeBwdParams p) {
-  using Tile = RowTile<kHd>;
   const WindowAttentionBwdParams& problem = p.problem;
-  const LargeBlock<T, kHd, kCosine> block(p, true, large_key_floats(kHd));
+  using Block = LargeBlock<T, kHd, kCosine>;
+  const Block block(p, true, large_key_floats(kHd));
   const int lane = block.lane, pair = (lane & 3) * 2, chunks = block.chunk_count();
   const bool has_rows = block.row < p.rows;
   char* const dpad_value = block.memory + block.layout.sums;  // of warps, each (2, hd), of k and v
@@ -385,8 +390,8 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
   for (int64_t window = block.first; window < block.last; ++window) {
     const Windows::Place place = p.all.place(window);
     const bool border = p.all.has_border(place);
-    const RowSource q_source = rows_of_qkv(problem, place.b, 0, block.head);
-    const RowSource dout_source = rows_of_grad_out(problem, place.b, block.head);
+    const RowSource q_source = rows_of_qkv<T>(problem, place.b, 0, block.head);
+    const RowSource dout_source = rows_of_grad_out<T>(problem, place.b, block.head);
     const auto fetch = [&](int chunk) {
       block.fetch_chunk(chunk, chunk & 1, q_source, dout_source);
       const float* const from = p.statistics + block.statistics_of(window) + chunk * block.cut.chunk;
@@ -400,7 +405,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
     sync_threads();  // nobody reads pixels and rows of the window before any more
     block.write_pixels(place, border);
     sync_threads();
-    block.fetch_own(rows_of_qkv(problem, place.b, 1, block.head), rows_of_qkv(problem, place.b, 2, block.head));
+    block.fetch_own(rows_of_qkv<T>(problem, place.b, 1, block.head), rows_of_qkv<T>(problem, place.b, 2, block.head));
     copy_async_commit();
     fetch(0);
     copy_async_wait<1>();
@@ -409,9 +414,9 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
     float inverse[2] = {1.0f, 1.0f};
     if (kCosine) k.inverse_norms(inverse);
     const LargeScores<T, kHd, kCosine> scores(block, border, true, inverse);
-    float dk[2 * Tile::kSteps][4], dv[2 * Tile::kSteps][4];
+    float dk[kHd / 8][4], dv[kHd / 8][4];
     SWIN_FAST_UNROLL
-    for (int c = 0; c < 2 * Tile::kSteps; ++c) {
+    for (int c = 0; c < kHd / 8; ++c) {
       dk[c][0] = dk[c][1] = dk[c][2] = dk[c][3] = dv[c][0] = dv[c][1] = dv[c][2] = dv[c][3] = 0.0f;
     }
 
@@ -425,10 +430,10 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
       }
       block.share_chunk(chunk, slot);
       for (int row = 0; row < block.rows_of_chunk(chunk) && has_rows; row += 16) {
-        const char* const rows = block.chunk_rows(slot, 0) + Tile::sixteen(row);
+        const char* const rows = block.chunk_rows(slot, 0) + Block::Tile::sixteen(row);
         float s[2][4], dp[2][4];
         k.times(s, rows);
-        v.times(dp, rows + Tile::kSecond);
+        v.times(dp, rows + Block::Tile::kSecond);
         SWIN_FAST_UNROLL
         for (int j = 0; j < 2; ++j) {
           const int query = row + 8 * j + pair;
@@ -440,14 +445,14 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
           SWIN_FAST_UNROLL
           for (int e = 0; e < 4; ++e) {
             const bool odd = (e & 1) != 0, alive = (odd ? share.y : share.x) != 0.0f;
-            const float weight = exp2_approx(fmaf(s[j][e], kLog2E, odd ? -top.y : -top.x)) * (odd ? share.y : share.x);
+            const float weight = weight_of(s[j][e], odd ? top.y : top.x) * (odd ? share.y : share.x);
             const float ds = weight * (dp[j][e] - (odd ? delta.y : delta.x)) * (odd ? norms.y : norms.x);
             s[j][e] = alive ? weight : 0.0f;
             dp[j][e] = alive ? ds : 0.0f;
           }
         }
         sync_warp();  // or products are begun early, for which head_dim 128 leaves no registers
-        add_weighted_rows<T, kHd>(dv, s, rows + Tile::kSecond, lane);
+        add_weighted_rows<T, kHd>(dv, s, rows + Block::Tile::kSecond, lane);
         add_weighted_rows<T, kHd>(dk, dp, rows, lane);
       }
       sync_threads();  // the chunk may be overwritten
@@ -464,14 +469,14 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
                                load_shared<Pixel>(block.pixels(key + 8)).y == kPadding};
       if (any_lane(padding[0] || padding[1])) {
         char* const to = dpad_value + block.warp * 2 * kHd * 4;
-        add_rows_of<kHd>(to, dk, padding, lane);
-        add_rows_of<kHd>(to + kHd * 4, dv, padding, lane);
+        add_rows_of<kHd, T>(to, dk, padding, lane);
+        add_rows_of<kHd, T>(to + kHd * 4, dv, padding, lane);
       }
     }
     RoundedRows<T, kHd>(dk).put(block.own(0), lane);
     RoundedRows<T, kHd>(dv).put(block.own(1), lane);
-    store_rows<kHd>(problem, place.b, 1, block.head, block.own(0), block.pixels(block.row), lane);
-    store_rows<kHd>(problem, place.b, 2, block.head, block.own(1), block.pixels(block.row), lane);
+    store_rows<Block::kWords>(problem, place.b, 1, block.head, block.own(0), block.pixels(block.row), lane);
+    store_rows<Block::kWords>(problem, place.b, 2, block.head, block.own(1), block.pixels(block.row), lane);
   }
 
   if (problem.pad_value == nullptr) return;

@@ -12,21 +12,23 @@
 namespace swin_fast::cuda {
 
 // Whether the rows of the inputs may be read 16 bytes at a time: pointers, strides of axes longer than 1, and rows.
-inline bool in_chunks(const void* data, const int64_t* sizes, const int64_t* strides, int axes, int32_t row) {
-  bool whole = reinterpret_cast<uintptr_t>(data) % 16 == 0 && row % 8 == 0;
-  for (int axis = 0; axis < axes; ++axis) whole = whole && (sizes[axis] <= 1 || strides[axis] % 8 == 0);
+inline bool in_chunks(const void* data, const int64_t* sizes, const int64_t* strides, int axes,
+                      const WindowAttentionParams& p) {
+  const int chunk = 16 / element_bytes(p.dtype);
+  bool whole = reinterpret_cast<uintptr_t>(data) % 16 == 0 && p.hd % chunk == 0;
+  for (int axis = 0; axis < axes; ++axis) whole = whole && (sizes[axis] <= 1 || strides[axis] % chunk == 0);
   return whole;
 }
 
 inline bool aligned(const WindowAttentionParams& p) {
   const int64_t sizes[5] = {p.B, p.H, p.W, 3, p.nH};
-  return in_chunks(p.qkv, sizes, p.qkv_stride, 5, p.hd) && reinterpret_cast<uintptr_t>(p.pad_value) % 16 == 0;
+  return in_chunks(p.qkv, sizes, p.qkv_stride, 5, p) && reinterpret_cast<uintptr_t>(p.pad_value) % 16 == 0;
 }
 
 inline bool aligned(const WindowAttentionBwdParams& p) {
   const int64_t sizes[3] = {p.B, p.H, p.W};
   return aligned(static_cast<const WindowAttentionParams&>(p)) &&
-         in_chunks(p.grad_out, sizes, p.grad_out_stride, 3, p.hd);
+         in_chunks(p.grad_out, sizes, p.grad_out_stride, 3, p);
 }
 
 // Calls f(std::true_type) or f(std::false_type): a choice of the call, to be a constant of an instance.

@@ -27,15 +27,22 @@
 
 namespace swin_fast::cuda {
 
-// The element types, as tags; elements themselves are uint16_t, and two of them, the lower one first, uint32_t.
+// The element types, as tags. Elements of 16 bits are uint16_t, and two of them, the lower one first, uint32_t.
 struct Half16 {};
 struct BFloat16 {};
+struct Float32 {};
 
 template <class T>
 constexpr bool is_half = std::is_same<T, Half16>::value;
 
 template <class T>
+constexpr bool is_float = std::is_same<T, Float32>::value;
+
+template <class T>  // of 16 bits
 constexpr bool is_element = is_half<T> || std::is_same<T, BFloat16>::value;
+
+template <class T>
+constexpr int kElementBytes = is_float<T> ? 4 : 2;
 
 struct alignas(8) Float2 {
   float x, y;
@@ -313,6 +320,18 @@ SWIN_FAST_DEVICE void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint3
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a0), "r"(a1), "r"(b0));
   }
+}
+
+// The same of numbers of float32, for a of 16 x 8 and b of 8 x 8, of which the product knows 11 significant bits: the
+// lowest 13 of each register are not looked at. With g = lane / 4 and t = lane % 4: a[0] = a(g, t), a[1] = a(g + 8, t),
+// a[2] = a(g, t + 4), a[3] = a(g + 8, t + 4); b0 = b(t, g), b1 = b(t + 4, g); d as above.
+SWIN_FAST_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const float (&a)[4], float b0, float b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../window_attention.h"
 #include "primitives.h"
@@ -44,7 +45,7 @@ struct RowTile {
   }
 };
 
-// Where rows of one tensor lie in an image, for one head.
+// Where rows of one tensor lie in an image, for one head; all in units of 16 bits.
 struct RowSource {
   const uint16_t* rows;
   const uint16_t* padding;  // the row that stands for padding; null: zeros
@@ -53,19 +54,25 @@ struct RowSource {
   SWIN_FAST_DEVICE int64_t offset(const Pixel& pixel) const { return pixel.y * stride_y + pixel.x * stride_x; }
 };
 
+template <class T = BFloat16>  // which any of 16 bits is
 SWIN_FAST_DEVICE RowSource rows_of_qkv(const WindowAttentionParams& problem, int64_t b, int which, int head) {
-  const auto* const rows = static_cast<const uint16_t*>(problem.qkv) + b * problem.qkv_stride[0] +
-                           which * problem.qkv_stride[3] + head * problem.qkv_stride[4];
+  constexpr int kWords = kElementBytes<T> / 2;
+  const auto* const rows =
+      static_cast<const uint16_t*>(problem.qkv) +
+      kWords * (b * problem.qkv_stride[0] + which * problem.qkv_stride[3] + head * problem.qkv_stride[4]);
   const bool padded = which > 0 && problem.pad_value != nullptr;  // a padded query is dropped
   const auto* const padding =
-      padded ? static_cast<const uint16_t*>(problem.pad_value) + (which * problem.nH + head) * problem.hd : nullptr;
-  return {rows, padding, problem.qkv_stride[1], problem.qkv_stride[2]};
+      padded ? static_cast<const uint16_t*>(problem.pad_value) + kWords * (which * problem.nH + head) * problem.hd
+             : nullptr;
+  return {rows, padding, kWords * problem.qkv_stride[1], kWords * problem.qkv_stride[2]};
 }
 
+template <class T = BFloat16>
 SWIN_FAST_DEVICE RowSource rows_of_grad_out(const WindowAttentionBwdParams& problem, int64_t b, int head) {
-  const auto* const rows =
-      static_cast<const uint16_t*>(problem.grad_out) + b * problem.grad_out_stride[0] + head * problem.hd;
-  return {rows, nullptr, problem.grad_out_stride[1], problem.grad_out_stride[2]};
+  constexpr int kWords = kElementBytes<T> / 2;
+  const auto* const rows = static_cast<const uint16_t*>(problem.grad_out) +
+                           kWords * (b * problem.grad_out_stride[0] + head * problem.hd);
+  return {rows, nullptr, kWords * problem.grad_out_stride[1], kWords * problem.grad_out_stride[2]};
 }
 
 // Begins to bring a piece of the row of a token, whose pixel has an offset, to its place in a tile.
@@ -273,34 +280,40 @@ SWIN_FAST_DEVICE void add_rows_times(float (&sums)[2 * RowTile<kHd>::kSteps][4],
 
 // The same with weights as they lie in products, two columns of eight.
 template <class T, int kHd>
-SWIN_FAST_DEVICE void add_weighted_rows(float (&sums)[2 * RowTile<kHd>::kSteps][4], const float (&weights)[2][4],
-                                        const char* rows, int lane) {
+SWIN_FAST_DEVICE std::enable_if_t<is_element<T>> add_weighted_rows(float (&sums)[kHd / 8][4],
+                                                                   const float (&weights)[2][4], const char* rows,
+                                                                   int lane) {
   const uint32_t a[4] = {pack<T>(weights[0][0], weights[0][1]), pack<T>(weights[0][2], weights[0][3]),
                          pack<T>(weights[1][0], weights[1][1]), pack<T>(weights[1][2], weights[1][3])};
   add_rows_times<T, kHd>(sums, a, rows, lane);
 }
 
 template <int kHd>
-SWIN_FAST_DEVICE void scale_rows(float (&sums)[2 * RowTile<kHd>::kSteps][4], float factor) {
+SWIN_FAST_DEVICE void scale_rows(float (&sums)[kHd / 8][4], float factor) {
   SWIN_FAST_UNROLL
-  for (int piece = 0; piece < RowTile<kHd>::kPieces; ++piece) {
+  for (int piece = 0; piece < kHd / 8; ++piece) {
     SWIN_FAST_UNROLL
     for (int e = 0; e < 4; ++e) sums[piece][e] *= factor;
   }
 }
 
+// Which channel of a row of sums columns 2t and 2t + 1 of a tile of eight are, lane & 3 = t.
+template <class T, int kHd>
+struct SumChannels {
+  static SWIN_FAST_DEVICE int of(int tile, int e, int lane) { return tile * 8 + (lane & 3) * 2 + e; }
+};
+
 // Adds those of a warp's 16 rows of sums that are `wanted`, of this lane's two, to a row of floats in shared memory.
-template <int kHd>
-SWIN_FAST_DEVICE void add_rows_of(char* row, const float (&sums)[2 * RowTile<kHd>::kSteps][4], const bool (&wanted)[2],
-                                  int lane) {
+template <int kHd, class T = BFloat16>  // which any of 16 bits is
+SWIN_FAST_DEVICE void add_rows_of(char* row, const float (&sums)[kHd / 8][4], const bool (&wanted)[2], int lane) {
   SWIN_FAST_UNROLL
-  for (int piece = 0; piece < RowTile<kHd>::kPieces; ++piece) {
+  for (int piece = 0; piece < kHd / 8; ++piece) {
     SWIN_FAST_UNROLL
     for (int e = 0; e < 2; ++e) {
       float found = (wanted[0] ? sums[piece][e] : 0.0f) + (wanted[1] ? sums[piece][e + 2] : 0.0f);
       SWIN_FAST_UNROLL
       for (int mask = 4; mask < 32; mask *= 2) found += shuffle_xor(found, mask);
-      char* const to = row + (piece * 8 + (lane & 3) * 2 + e) * 4;
+      char* const to = row + SumChannels<T, kHd>::of(piece, e, lane) * 4;
       if (lane < 4) store_shared(to, load_shared<float>(to) + found);
     }
   }
@@ -348,18 +361,17 @@ struct RoundedRows {
 // the row's length, and what is left lies between 1 and 2: kSplit. What is left is stored at `left`.
 template <class T, int kHd, bool kSplit = is_half<T>>
 SWIN_FAST_DEVICE float prepare_norm(char* tile, int row, char* left, int lane) {
-  using Tile = RowTile<kHd>;
+  using Tile = RowTile<kHd * kElementBytes<T> / 2>;
   constexpr int kOfLane = (Tile::kPieces + 3) / 4;
   float sum = 0.0f;
   SWIN_FAST_UNROLL
   for (int i = 0; i < kOfLane; ++i) {
     const int piece = i * 4 + (lane & 3);
     if (piece >= Tile::kPieces) continue;
-    const auto eight = load_shared<UInt4>(tile + Tile::offset(row, piece));
-    sum += squares<T>(eight.x) + squares<T>(eight.y) + squares<T>(eight.z) + squares<T>(eight.w);
+    sum += squares<T>(load_shared<UInt4>(tile + Tile::offset(row, piece)));
   }
-  const float inverse = inverse_norm(sum);
-  if (kSplit) {
+  const float inverse = inverse_norm<T>(sum);
+  if constexpr (kSplit) {
     const auto scaled = [power = power_of(inverse)](uint32_t pair) {
       const Float2 two = unpack<T>(pair);
       return pack<T>(two.x * power, two.y * power);

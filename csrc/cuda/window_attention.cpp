@@ -53,9 +53,7 @@ Gpu use(int device, void* stream) {
 template <class Params>
 const Launches<Params>& launches(const std::vector<Kernels<Params>>& table, const Params& p, const char* direction) {
   for (const Kernels<Params>& kernels : table) {
-    if (!kernels.take(p)) continue;
-    if (p.dtype == ScalarType::kFloat16) return kernels.half;
-    if (p.dtype == ScalarType::kBFloat16) return kernels.bfloat16;
+    if (kernels.take(p)) return kernels.of(p.dtype);
   }
   refuse(std::string("there is no ") + direction + " kernel for " + name_of(p.dtype) + ", windows of " +
          std::to_string(p.window_area()) + " tokens and head_dim " + std::to_string(p.hd) +
@@ -120,7 +118,7 @@ void window_attention_bwd(const WindowAttentionBwdParams& params, int device, vo
   const int64_t relative = (2 * int64_t{params.window_size[0]} - 1) * (2 * int64_t{params.window_size[1]} - 1);
   zero(params.dbias, nH * (params.bias_form == BiasForm::kDense ? N * N : relative), sizeof(float));
   zero(params.dlogit_scale, nH, sizeof(float));
-  zero(params.dpad_value, 3 * nH * params.hd, 2);
+  zero(params.dpad_value, 3 * nH * params.hd, static_cast<size_t>(element_bytes(params.dtype)));
 }
 
 int driver_version() {
@@ -139,14 +137,18 @@ int driver_version() {
 
 const char* build_info() {
   static const std::string facts = [] {
-    const auto rows = [](const auto& table) {
+    const auto listed = [](std::string* list, const std::string& one) { *list += (list->empty() ? "" : ", ") + one; };
+    const auto rows = [&listed](const auto& table) {
       std::string text;
       for (const auto& kernels : table) {
-        std::string head_dims;
-        for (const int32_t hd : kernels.head_dims) head_dims += (head_dims.empty() ? "" : ", ") + std::to_string(hd);
-        text += std::string(text.empty() ? "" : ", ") + R"({"name": ")" + kernels.name + R"(", "window_area": [)" +
-                std::to_string(kernels.least_area) + ", " + std::to_string(kernels.most_area) + R"(], "head_dims": [)" +
-                head_dims + "]}";
+        std::string head_dims, dtypes;
+        for (const int32_t hd : kernels.head_dims) listed(&head_dims, std::to_string(hd));
+        for (const ScalarType dtype : {ScalarType::kFloat32, ScalarType::kFloat16, ScalarType::kBFloat16}) {
+          if (kernels.of(dtype).launch != nullptr) listed(&dtypes, '"' + std::string(name_of(dtype)) + '"');
+        }
+        listed(&text, R"({"name": ")" + std::string(kernels.name) + R"(", "dtypes": [)" + dtypes +
+                          R"(], "window_area": [)" + std::to_string(kernels.least_area) + ", " +
+                          std::to_string(kernels.most_area) + R"(], "head_dims": [)" + head_dims + "]}");
       }
       return "[" + text + "]";
     };
@@ -155,7 +157,7 @@ const char* build_info() {
            R"(", "compiler": "nvcc )" SWIN_FAST_STRING(SWIN_FAST_NVCC_VERSION)
            R"(", "architectures": [)" SWIN_FAST_STRING(SWIN_FAST_CUDA_REAL)
            R"(], "ptx": [)" SWIN_FAST_STRING(SWIN_FAST_CUDA_VIRTUAL)
-           R"(], "dtypes": ["float16", "bfloat16"], "torch_target": "2.10", "device": ")" SWIN_FAST_DEVICE_TYPE
+           R"(], "torch_target": "2.10", "device": ")" SWIN_FAST_DEVICE_TYPE
            R"(", "cuda_runtime": ")" +
            version_in_words(CUDART_VERSION) + R"(", "forward": )" + rows(forward_kernels()) +
            R"(, "backward": )" + rows(backward_kernels()) + "}";

@@ -159,7 +159,8 @@ enum class WarpOperation {
   stmatrix_x2,
   stmatrix_x4,
   mma_half,
-  mma_bfloat16
+  mma_bfloat16,
+  mma_tf32
 };
 
 struct Copy {

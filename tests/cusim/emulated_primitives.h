@@ -363,6 +363,35 @@ void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, CUSIM_SIT
   mma_m16n8k16<T>(d, {a0, a1, 0, 0}, b0, 0, site);  // products of zeros, which change no sum
 }
 
+inline void mma_m16n8k8_tf32(float (&d)[4], const float (&a)[4], float b0, float b1, CUSIM_SITE) {
+  struct Arguments {
+    float* d;
+    const float* a;
+    float b[2];
+  } arguments{d, a, {b0, b1}};
+  cusim::Launch::running->warp_wide(cusim::WarpOperation::mma_tf32, site, &arguments, [](cusim::Warp& warp) {
+    float a[16][8];
+    float b[8][8];  // transposed
+    float c[16][8];
+    for (int l = 0; l < static_cast<int>(cusim::kWarpSize); l++) {
+      const Arguments& lane = *static_cast<Arguments*>(warp.lanes[l]->arguments);
+      const int g = l / 4;
+      const int t = l % 4;
+      for (int i = 0; i < 4; i++) {
+        a[g + 8 * (i % 2)][t + 4 * (i / 2)] = cusim::cut_to_tf32(lane.a[i]);
+        c[g + 8 * (i / 2)][2 * t + i % 2] = lane.d[i];
+      }
+      for (int i = 0; i < 2; i++) b[g][t + 4 * i] = cusim::cut_to_tf32(lane.b[i]);
+    }
+    cusim::multiply_accumulate(a, b, c, cusim::Launch::running->options.math);
+    for (int l = 0; l < static_cast<int>(cusim::kWarpSize); l++) {
+      const Arguments& lane = *static_cast<Arguments*>(warp.lanes[l]->arguments);
+      for (int i = 0; i < 4; i++) lane.d[i] = c[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
+    }
+    cusim::Launch::running->report.counters.mma++;
+  });
+}
+
 inline float exp2_approx(float x) {
   cusim::Launch::running->report.counters.functions++;
   return cusim::exp2_model(x, cusim::Launch::running->options.math);

@@ -137,9 +137,13 @@ void test_isolation(const Backward& kernel, const Problem& problem);
 // differ in their last bits between schedules of different numbers, and have to agree where the numbers do.
 void test_backward(const Backward& kernel, const Problem& problem, uint64_t seed);
 
-// The problems that a kernel of some window areas and head dimensions is tested on.
-std::vector<Problem> problems_for(bool quick, const std::vector<int>& windows,
+// The problems that a kernel of some element types, window areas and head dimensions is tested on.
+std::vector<Problem> problems_for(bool quick, const std::vector<ScalarType>& types, const std::vector<int>& windows,
                                   const std::function<bool(const Problem&)>& takes);
+inline std::vector<Problem> problems_for(bool quick, const std::vector<int>& windows,
+                                         const std::function<bool(const Problem&)>& takes) {
+  return problems_for(quick, {std::begin(kTested), std::end(kTested)}, windows, takes);
+}
 
 // The main function of a driver. "quick": fewer problems, and the first failure ends it.
 int run_driver(int argc, char** argv, const std::function<size_t(bool quick)>& test_all);

@@ -34,6 +34,11 @@ struct Answers {
     uint32_t product[kSlotsA][kSlotsB];  // 1 + the slot of d that the product of two slots goes to
     uint32_t packed[kSamples], rounded[kSamples], widened[kSamples];
   } half, bfloat16;
+  struct OfFloats {
+    uint32_t kept[32][4];
+    uint32_t product[32 * 4][32 * 2];  // as above, of registers
+    uint32_t taken[kSamples];          // the product of a sample and 1, as the bits of float32; of NaN 0
+  } floats;
 };
 
 // Bits of float32; the upper and the lower 16 of them are samples of the narrow types, too.
@@ -78,6 +83,35 @@ SWIN_FAST_DEVICE void ask_type(const uint32_t* samples, Answers::OfType* of) {
   }
 }
 
+SWIN_FAST_DEVICE void ask_floats(const uint32_t* samples, Answers::OfFloats* of) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const float zeros[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  {
+    float d[4];
+    for (int i = 0; i < 4; ++i) d[i] = static_cast<float>(4 * lane + i);
+    mma_m16n8k8_tf32(d, zeros, 0.0f, 0.0f);
+    for (int i = 0; i < 4; ++i) store_global(&of->kept[lane][i], static_cast<uint32_t>(d[i]));
+  }
+  for (int slot_a = 0; slot_a < 32 * 4; ++slot_a) {
+    float a[4];
+    for (int i = 0; i < 4; ++i) a[i] = slot_a == 4 * lane + i ? 1.0f : 0.0f;
+    for (int slot_b = 0; slot_b < 32 * 2; ++slot_b) {
+      float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+      mma_m16n8k8_tf32(d, a, slot_b == 2 * lane ? 1.0f : 0.0f, slot_b == 2 * lane + 1 ? 1.0f : 0.0f);
+      for (int i = 0; i < 4; ++i) {
+        if (d[i] != 0.0f) store_global(&of->product[slot_a][slot_b], static_cast<uint32_t>(1 + 4 * lane + i));
+      }
+    }
+  }
+  for (int i = 0; i < kSamples; ++i) {
+    const float value = load_global<float>(samples + i);
+    const float a[4] = {lane == 0 && value == value ? value : 0.0f, 0.0f, 0.0f, 0.0f};
+    float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    mma_m16n8k8_tf32(d, a, lane == 0 ? 1.0f : 0.0f, 0.0f);
+    if (lane == 0) store_global(&of->taken[i], d[0]);
+  }
+}
+
 // Computes: the answers, but for rows of product that stay zero.
 // Grid:     one warp.
 // Memory:   1,024 bytes of shared memory: element e of matrix i, row j is the number 64 * i + 8 * j + e.
@@ -109,6 +143,7 @@ __global__ void __launch_bounds__(32) ask(const uint32_t* samples, Answers* answ
   store_global(&answers->any_lane[2][lane], uint32_t{any_lane(true)});
   ask_type<Half16>(samples, &answers->half);
   ask_type<BFloat16>(samples, &answers->bfloat16);
+  ask_floats(samples, &answers->floats);
 }
 
 #ifdef SWIN_FAST_CUSIM
@@ -155,16 +190,21 @@ void print_all(const char* name, const Array& array, const char* end = ",") {
 }
 
 // Of the pairs of slots those whose product is not zero: slot of a, slot of b, slot of d.
-void print_type(const char* name, const Answers::OfType& of, const char* end) {
+template <size_t kA, size_t kB>
+void print_products(const uint32_t (&product)[kA][kB]) {
   std::vector<uint32_t> products;
-  for (uint32_t a = 0; a < kSlotsA; ++a) {
-    for (uint32_t b = 0; b < kSlotsB; ++b) {
-      if (of.product[a][b] != 0) products.insert(products.end(), {a, b, of.product[a][b] - 1});
+  for (uint32_t a = 0; a < kA; ++a) {
+    for (uint32_t b = 0; b < kB; ++b) {
+      if (product[a][b] != 0) products.insert(products.end(), {a, b, product[a][b] - 1});
     }
   }
+  print("products", products);
+}
+
+void print_type(const char* name, const Answers::OfType& of, const char* end) {
   std::printf("\"%s\": {\n", name);
   print_all("kept", of.kept);
-  print("products", products);
+  print_products(of.product);
   print_all("packed", of.packed);
   print_all("rounded", of.rounded);
   print_all("widened", of.widened, "");
@@ -186,6 +226,11 @@ int main() {
   print_all("shuffle_float", answers.shuffle_float);
   print_all("any_lane", answers.any_lane);
   print_type("float16", answers.half, ",");
-  print_type("bfloat16", answers.bfloat16, "");
+  print_type("bfloat16", answers.bfloat16, ",");
+  std::printf("\"float32\": {\n");
+  print_all("kept", answers.floats.kept);
+  print_products(answers.floats.product);
+  print_all("taken", answers.floats.taken, "");
+  std::printf("}\n");
   std::printf("}\n");
 }

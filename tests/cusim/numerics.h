@@ -103,12 +103,16 @@ inline float add_products(const float* a, const float* b, float accumulator) {
   return cut_to_float(static_cast<double>(sum) * power_of_two(largest - kFractionBits));
 }
 
+// A number of float32 as a product takes it that knows 11 significant bits.
+inline float cut_to_tf32(float value) { return float_of(bits_of(value) & 0xffffe000); }
+
 // Computes  c += a @ b,  with b transposed: b[n][k].
-inline void multiply_accumulate(const float (&a)[16][16], const float (&b)[8][16], float (&c)[16][8], Math math) {
+template <int kDepth>
+void multiply_accumulate(const float (&a)[16][kDepth], const float (&b)[8][kDepth], float (&c)[16][8], Math math) {
   for (int m = 0; m < 16; m++) {
     double sums[8];
     for (int n = 0; n < 8; n++) sums[n] = c[m][n];
-    for (int k = 0; k < 16; k++) {  // outside: the sums do not wait for each other
+    for (int k = 0; k < kDepth; k++) {  // outside: the sums do not wait for each other
       for (int n = 0; n < 8; n++) sums[n] += static_cast<double>(a[m][k]) * b[n][k];
     }
     for (int n = 0; n < 8; n++) {
@@ -116,7 +120,7 @@ inline void multiply_accumulate(const float (&a)[16][16], const float (&b)[8][16
       if (math == Math::exact || !std::isfinite(sums[n])) {
         c[m][n] = static_cast<float>(sums[n]);
       } else {
-        c[m][n] = add_products(&a[m][8], &b[n][8], add_products(&a[m][0], &b[n][0], c[m][n]));
+        for (int k = 0; k < kDepth; k += 8) c[m][n] = add_products(&a[m][k], &b[n][k], c[m][n]);
       }
     }
   }

@@ -173,6 +173,54 @@ void test_mma() {
         std::to_string(hardware));
 }
 
+// The largest error of products of numbers of float32, of which each knows 11 significant bits; without `cuts`, as if it
+// knew them all.
+double largest_float_mma_error(cusim::Math math, uint32_t seed, bool cuts) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  const auto known = [cuts](float value) -> double { return cuts ? cusim::cut_to_tf32(value) : value; };
+  float a[16][8], b[8][8], c[16][8], d[32][4];
+  for (auto& row : a) std::generate(std::begin(row), std::end(row), [&] { return normal(random); });
+  for (auto& row : b) std::generate(std::begin(row), std::end(row), [&] { return normal(random); });
+  for (auto& row : c) std::generate(std::begin(row), std::end(row), [&] { return normal(random); });
+  Options options;
+  options.math = math;
+  options.seed = seed;
+  const Report report = cusim::launch(options, 1, 32, 0, [&] {
+    const unsigned lane = threadIdx.x, g = lane / 4, t = lane % 4;
+    for (unsigned i = 0; i < 4; i++) d[lane][i] = c[g + 8 * (i / 2)][2 * t + i % 2];
+    mma_m16n8k8_tf32(d[lane], {a[g][t], a[g + 8][t], a[g][t + 4], a[g + 8][t + 4]}, b[t][g], b[t + 4][g]);
+  });
+  if (!report.faults.empty() || report.counters.mma != 1) return INFINITY;
+  double largest = 0;
+  for (int row = 0; row < 16; row++) {
+    for (int column = 0; column < 8; column++) {
+      double sum = c[row][column], greatest = std::fabs(sum);
+      for (int k = 0; k < 8; k++) {
+        sum += known(a[row][k]) * known(b[k][column]);
+        greatest = std::max(greatest, std::fabs(known(a[row][k]) * known(b[k][column])));
+      }
+      const double got = d[row % 8 * 4 + column / 2][2 * (row / 8) + column % 2];
+      largest = std::max(largest, std::fabs(got - sum) / greatest);
+    }
+  }
+  return largest;
+}
+
+void test_float_mma() {
+  double exact = 0, hardware = 0, whole = 0;
+  for (uint32_t seed = 1; seed <= 40; seed++) {
+    exact = std::max(exact, largest_float_mma_error(cusim::Math::exact, seed, true));
+    hardware = std::max(hardware, largest_float_mma_error(cusim::Math::hardware_like, seed, true));
+    whole = std::max(whole, largest_float_mma_error(cusim::Math::exact, seed, false));
+  }
+  check(exact < 1e-6, "mma of float32, exact", std::to_string(exact));
+  check(hardware < 3e-6 && hardware > 2 * exact, "mma of float32, hardware-like: off, but not far",
+        std::to_string(hardware));
+  check(whole > 0x1p-11, "mma of float32 does not look at the lowest bits", std::to_string(whole));
+  check(cusim::cut_to_tf32(INFINITY) == INFINITY && cusim::cut_to_tf32(-1.f - 0x1p-11f) == -1.f, "towards zero");
+}
+
 void test_mma_alignment() {
   // 1 + 2^-24 + ... + 2^-24: each small term is dropped on its own, not rounded, and not summed first.
   const uint32_t one = pack<BFloat16>(1.f, 0.f), small = pack<BFloat16>(0x1p-12f, 0x1p-12f);
@@ -448,6 +496,7 @@ int main() {
   test_mma<Half16, 8>();
   test_mma<BFloat16, 16>();
   test_mma<BFloat16, 8>();
+  test_float_mma();
   test_mma_alignment();
   test_ldmatrix();
   test_stmatrix<1>();

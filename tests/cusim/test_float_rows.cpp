@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// csrc/cuda/large_windows_bwd.h with rows of float32, in the emulator.
+#include "../../csrc/cuda/large_windows_bwd.h"
+#include "kernel_checks.h"
+
+namespace swin_fast_test {
+namespace {
+
+constexpr size_t kSmallSharedMemory = 40 * 1024;
+
+template <int kHd>
+void launch(const swin_fast::WindowAttentionBwdParams& problem, bool aligned, const Schedule& schedule) {
+  using namespace swin_fast::cuda;
+  // Small blocks, with fewer warps and chunks that do not all have a place, must give the same.
+  const auto cut = [&](void* scratch) {
+    if (schedule.multiprocessors == 3) {
+      const LargeBwdParams small = cut_large_bwd(problem, aligned, 3, kSmallSharedMemory, scratch);
+      if (small.queries.warps > 0 && small.keys.warps > 0) return small;
+    }
+    return cut_large_bwd(problem, aligned, schedule.multiprocessors, kSharedMemory, scratch);
+  };
+  const auto scratch =
+      output_buffer(static_cast<int64_t>(cut(nullptr).scratch_bytes) / 4, ScalarType::kFloat32, schedule.side());
+  launch_large_bwd<swin_fast::cuda::Float32, kHd>(cut(scratch->data()),
+                           [&](auto kernel, uint32_t blocks, int threads, size_t shared_bytes, const auto& params) {
+                             judge_report(cusim::launch(schedule.options(), blocks, static_cast<unsigned>(threads),
+                                                        shared_bytes, [&] { kernel(params); }));
+                           });
+  report().check(scratch->rest_is_untouched(), "write outside the scratch memory");
+}
+
+void large_windows(const swin_fast::WindowAttentionBwdParams& p, bool aligned, const Schedule& schedule) {
+  {
+    const auto run = [&](auto head_dim) { launch<head_dim()>(p, aligned, schedule); };
+    if constexpr (kFirstLook) {
+      swin_fast::cuda::with_head_dim<16, 32, 96>(p, run);
+    } else {
+      swin_fast::cuda::with_head_dim<16, 32, 64, 96, 128>(p, run);
+    }
+  }
+}
+
+// What the lists of all kernels lack: head_dim 96; borders on both axes in a large window; masks of -inf; a window with
+// padding and several owners; norms of all kinds under cosine attention.
+std::vector<Problem> own_problems() {
+  std::vector<Problem> problems;
+  {
+    Problem p;
+    p.nH = 2;
+    p.wh = 9;
+    p.ww = 8;
+    p.H = 7;
+    p.W = 11;
+    p.sh = p.sw = 3;
+    p.hd = 96;
+    p.bias_form = BiasForm::kDense;
+    p.has_pad_value = true;
+    problems.push_back(p);
+
+    p.nH = 1;
+    p.hd = 32;
+    p.wh = p.ww = 12;
+    p.H = p.W = 23;
+    p.sh = p.sw = 5;
+    p.pad_order = PadOrder::kRollPad;
+    p.bias_form = BiasForm::kRelative;
+    p.mask_value = -2.5f;
+    problems.push_back(p);
+
+    p.hd = 16;
+    p.wh = 9;
+    p.H = p.W = 14;
+    p.mask_value = -INFINITY;
+    problems.push_back(p);
+
+    p.hd = 64;
+    p.wh = 5;
+    p.ww = 17;
+    p.cosine = p.degenerate_rows = true;
+    p.logit_scale = 100;
+    p.mask_value = -100;
+    problems.push_back(p);
+  }
+  return problems;
+}
+
+// Rows of scores that are wholly -inf have no gradient, and give none, whatever v holds.
+void test_dead_rows_alone() {
+  Problem p;
+  p.dtype = ScalarType::kFloat32;
+  p.wh = p.H = 5;
+  p.hd = 16;
+  p.bias_form = BiasForm::kDense;
+  set_context(p.name() + ", bias -inf");
+  Inputs inputs = make_inputs(p, 5);
+  std::fill(inputs.bias.begin(), inputs.bias.end(), -INFINITY);
+  inputs.qkv[2 * p.hd] = INFINITY;
+  const Outputs outputs =
+      run_backward(large_windows, p, EncodedInputs(p, inputs), contiguous_layout(p), true, kSchedule);
+  for (int64_t i = 0; i < outputs.dqkv.size(); ++i) report().check(outputs.dqkv[i] == 0, "dqkv", " of dead rows");
+}
+
+// The largest window, once: the definition alone takes seconds.
+void test_largest(int hd) {
+  Problem p;
+  p.dtype = ScalarType::kFloat32;
+  p.wh = p.ww = p.H = 32;
+  p.W = 20;
+  p.sh = 5;
+  p.hd = hd;
+  p.bias_form = BiasForm::kRelative;
+  p.has_pad_value = true;
+  set_context(p.name());
+  const Inputs inputs = make_inputs(p, 9);
+  const EncodedInputs in(p, inputs);
+  const Outputs outputs = run_backward(large_windows, p, in, contiguous_layout(p), true, kSchedule);
+  const Results results = oracle(p, inputs);
+  for (const NamedTensor& tensor : {kTensors[1], kTensors[2], kTensors[4]}) {
+    check_tensor(p, tensor, outputs, results, "exact");
+  }
+}
+
+// Every window has a cut, but the widest rows of the largest ones on GPUs of 99 KiB a block.
+void test_cuts() {
+  for (const int hd : {16, 32, 64, 96, 128}) {
+    for (int area = 1; area <= 1024; ++area) {
+      for (const size_t kilobytes : {99, 163, 227}) {
+        Problem problem;
+        problem.wh = area;
+        problem.ww = 1;
+        problem.hd = hd;
+        problem.nH = 4;
+        problem.cosine = true;
+        problem.bias_form = BiasForm::kDense;
+        set_context(problem.name());
+        swin_fast::WindowAttentionBwdParams params{};
+        static_cast<swin_fast::WindowAttentionParams&>(params) = make_params(problem, contiguous_layout(problem));
+        const float some = 0;
+        params.bias = params.logit_scale = &some;
+        const auto cut = swin_fast::cuda::cut_large_bwd(params, true, 132, kilobytes * 1024, nullptr);
+        const bool taken = cut.queries.warps > 0 && cut.keys.warps > 0;
+        report().check(taken || area > swin_fast::cuda::large_bwd_most_area(4 * hd), "a window has no cut");
+        if (!taken) continue;
+        for (const swin_fast::cuda::LargeCut& each : {cut.queries, cut.keys}) {
+          report().check(each.shared_bytes <= kilobytes * 1024, "more shared memory than there is");
+          report().check(each.rows() >= cut.rows && each.rows() - 16 * each.warps < cut.rows, "rows without a tile");
+          report().check(each.owners >= 1, "a head without an owner");
+        }
+        report().check(cut.of_bias.bytes <= swin_fast::cuda::kPartsBytes, "more than 64 MB of parts of dbias");
+      }
+    }
+  }
+}
+
+size_t test_all(bool quick) {
+  test_cuts();
+  std::vector<Problem> problems = own_problems();
+  for (const Problem& p : problems_for(quick, {ScalarType::kFloat32}, {7, 8, 12}, [](const Problem& each) { return swin_fast::cuda::has_large_kernels(each.hd); })) {
+    // What takes longest is left out: the definition and the emulator take seconds for it.
+    const int64_t windows = (p.H + p.wh - 1) / p.wh * ((p.W + p.ww - 1) / p.ww) * p.B * p.nH;
+    if (windows * p.area() * p.area() * p.hd < (quick ? 1'500'000 : 9'000'000)) problems.push_back(p);
+  }
+  uint64_t seed = 1;
+  test_dead_rows_alone();
+  Problem other;
+  other.dtype = ScalarType::kFloat32;
+  other.bias_form = BiasForm::kDense;
+  other.hd = 16;
+  test_dead_row(large_windows, other);
+  test_clamped_norms(large_windows, other);
+  other.B = 3;
+  other.H = 10;
+  other.nH = 2;
+  other.sh = 3;
+  other.has_pad_value = true;
+  test_isolation(large_windows, other);
+  for (const Problem& problem : problems) {
+    if (!kFirstLook || (problem.hd != 64 && problem.hd != 128)) test_backward(large_windows, problem, seed++);
+  }
+  if (!quick) test_largest(16);
+  return problems.size();
+}
+
+}  // namespace
+}  // namespace swin_fast_test
+
+int main(int argc, char** argv) { return swin_fast_test::run_driver(argc, argv, swin_fast_test::test_all); }
