@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The bias of large windows, as kernels read it: in the order of accumulators, 16 bytes a lane, times a factor such as
-// log2(e), and -inf for keys that do not exist. A kernel of its own arranges it, once a call.
+// log2(e), and -inf for keys that do not exist. A kernel of its own arranges it, once a call. Of a backward whose rows
+// are keys it is transposed; what is said of queries here goes for keys then.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -24,6 +26,17 @@ struct BiasFragments {
   int32_t row_tiles, key_tiles;
   int32_t panel;  // 0: all of them
   int32_t heads;  // 1 without a bias
+
+  // Of a whole window, by panels where there are any: what is read again and again then fits the first cache.
+  static BiasFragments of(const WindowAttentionParams& problem) {
+    const int tokens = problem.window_area(), columns = problem.window_size[1];
+    const auto row_tiles = static_cast<int32_t>(ceil_div(tokens, 16));
+    BiasFragments made{row_tiles, 2 * row_tiles, 1, problem.bias_form == BiasForm::kNone ? 1 : problem.nH};
+    while (16 * made.panel % columns != 0 && made.panel <= row_tiles) ++made.panel;
+    const bool equal = problem.bias_form != BiasForm::kDense && tokens % (16 * made.panel) == 0;
+    if (!equal) made.panel = 0;
+    return made;
+  }
 
   SWIN_FAST_HOST_DEVICE int32_t count() const {
     return panel == 0 ? row_tiles * key_tiles : (2 * (row_tiles / panel) - 1) * 2 * panel * panel;
@@ -47,11 +60,48 @@ struct BiasFragments {
   }
 };
 
+// A lane's fragments of one row tile and two key tiles after the other, from the first one on.
+struct BiasWalk {
+  const char *first, *at;
+  const int32_t back, panel;  // at the end of a panel: to the first fragment of the next
+  int32_t left;               // pairs of key tiles in this panel
+
+  SWIN_FAST_DEVICE BiasWalk(const BiasFragments& layout, const void* fragments, int head, int row_tile, int lane)
+      : back((2 * layout.panel * layout.panel + 2 * layout.panel) * BiasFragments::kBytes),
+        panel(layout.panel),
+        left(layout.panel) {
+    int32_t index = row_tile * layout.key_tiles;
+    if (panel != 0) {
+      const int32_t along = row_tile / panel;
+      index = ((along + layout.row_tiles / panel - 1) * panel + row_tile - along * panel) * 2 * panel;
+    }
+    first = at = layout.of_head(fragments, head) + int64_t{index} * BiasFragments::kBytes + lane * 16;
+  }
+
+  SWIN_FAST_DEVICE void restart() {
+    at = first;
+    left = panel;
+  }
+
+  SWIN_FAST_DEVICE Float4 fragment(int key_tile) const {
+    return load_global<Float4>(at + key_tile * BiasFragments::kBytes);
+  }
+  SWIN_FAST_DEVICE void advance() {
+    at += 2 * BiasFragments::kBytes;
+    if (--left != 0) return;  // without panels it is below 0 and never is
+    left = panel;
+    at -= back;
+  }
+};
+
 struct ArrangeParams {
   WindowAttentionParams problem;
   BiasFragments layout;
   void* fragments;  // layout.bytes() of them, aligned to 16 bytes
   float factor = kLog2E;
+  bool transposed = false;
+
+  int64_t blocks(int threads) const { return std::min(ceil_div(layout.bytes(), 16 * threads), int64_t{4096}); }
 };
 
 // Computes: the fragments of all heads' bias.
@@ -72,7 +122,8 @@ __global__ void __launch_bounds__(kThreads) arrange_bias(const ArrangeParams p) 
     for (int e = 0; e < 4; ++e) {
       const int row = row_tile * 16 + lane / 4 + (e >> 1) * 8, key = key_tile * 8 + lane % 4 * 2 + (e & 1);
       value[e] = key < tokens ? 0.0f : -INFINITY;
-      if (key < tokens && row < tokens) value[e] = bias_of(p.problem, head, row, key, columns) * p.factor;
+      if (key >= tokens || row >= tokens) continue;
+      value[e] = bias_of(p.problem, head, p.transposed ? key : row, p.transposed ? row : key, columns) * p.factor;
     }
     store_global(static_cast<char*>(p.fragments) + i * 16, Float4{value[0], value[1], value[2], value[3]});
   }

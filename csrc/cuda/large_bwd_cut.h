@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "bias_fragments.h"
 #include "fold_parts.h"
 #include "primitives.h"
 #include "windows.h"
@@ -33,7 +34,9 @@ struct LargeBwdParams {
   Parts of_bias = {}, of_logit_scale = {}, of_pad_value = {};
   float* statistics =
       nullptr;  // (U, nH, 3, rows): the largest score; 1 / the sum, or 0; and delta of a query
-  size_t scratch_bytes = 0;  // of statistics and parts
+  BiasFragments bias = {};
+  char *query_bias = nullptr, *key_bias = nullptr;  // fragments for rows that are queries, and that are keys
+  size_t scratch_bytes = 0;                         // of all of these
 
   // The problem with one of the gradients that are sums over windows, each of which has parts of a number of its own:
   // of bias, of logit_scale or of pad_value.
@@ -48,7 +51,7 @@ struct LargeBwdParams {
 
 // Where things lie in the shared memory of a block.
 struct LargeLayout {
-  int32_t pixels, terms, regions, own, chunks, norms, statistics, sums, bytes;
+  int32_t pixels, regions, own, chunks, norms, statistics, sums, bytes;
 
   // row_bytes: of a head's row; own_floats: of a warp, in the end.
   SWIN_FAST_HOST_DEVICE LargeLayout(int row_bytes, const LargeCut& cut, bool cosine, bool reads_statistics, int own_floats) {
@@ -60,7 +63,6 @@ struct LargeLayout {
       return here;
     };
     pixels = take(8 * rows);
-    terms = take(4 * rows);
     regions = take(2 * rows);
     own = take(2 * 16 * cut.warps * row_bytes);
     chunks = take(cut.slots * 2 * cut.chunk * row_bytes);
@@ -138,6 +140,10 @@ inline LargeBwdParams cut_large_bwd(const WindowAttentionBwdParams& problem, boo
   p.of_bias = take(p.alone(0), p.queries.owners);
   p.of_logit_scale = take(p.alone(1), p.queries.parts_of_head());
   p.of_pad_value = take(p.alone(2), p.keys.parts_of_head());
+  p.bias = BiasFragments::of(problem);
+  p.query_bias = static_cast<char*>(scratch) + p.scratch_bytes;
+  p.key_bias = p.query_bias + p.bias.bytes();
+  p.scratch_bytes += 2 * static_cast<size_t>(p.bias.bytes());
   return p;
 }
 

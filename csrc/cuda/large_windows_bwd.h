@@ -28,8 +28,7 @@ struct LargeBlock {
   const int tokens, lane, warp, head, owner, tile, row;  // row: the warp's first own one
   int64_t first, last;                                   // windows
   float factor;
-  const float* bias;  // of the head; null without one
-  int32_t columns, term_y, term_x, term_0;
+  int32_t columns;
 
   SWIN_FAST_DEVICE LargeBlock(const LargeBwdParams& params, bool of_keys, int own_floats)
       : p(params),
@@ -48,22 +47,6 @@ struct LargeBlock {
     const WindowAttentionBwdParams& problem = p.problem;
     factor = kCosine ? load_global<float>(problem.logit_scale + head) : problem.scale;
     columns = problem.window_size[1];
-    const int reach_y = 2 * problem.window_size[0] - 1, reach_x = 2 * columns - 1;
-    const bool dense = problem.bias_form == BiasForm::kDense;
-    bias = problem.bias_form == BiasForm::kNone
-               ? nullptr
-               : problem.bias + int64_t{head} * (dense ? tokens * tokens : reach_y * reach_x);
-    term_y = dense ? columns : reach_x;
-    term_x = 1;
-    term_0 = dense ? 0 : reach_y / 2 * reach_x + reach_x / 2;
-  }
-
-  // The entry of the bias of a pair is the sum of one term of the query and one of the key.
-  SWIN_FAST_DEVICE int32_t term(int token, bool of_key) const {
-    token = token < tokens ? token : tokens - 1;  // of rows behind the last one anything will do that can be read
-    const bool dense = p.problem.bias_form == BiasForm::kDense;
-    const int32_t y = token / columns, along = y * term_y + (token - y * columns) * term_x;
-    return of_key ? (dense ? along : -along) : (dense ? along * tokens : along + term_0);
   }
 
   SWIN_FAST_DEVICE char* pixels(int token) const { return memory + layout.pixels + 8 * token; }
@@ -84,13 +67,6 @@ struct LargeBlock {
   }
   SWIN_FAST_DEVICE int64_t part() const { return head * cut.parts_of_head() + int64_t{owner} * cut.tiles + tile; }
   SWIN_FAST_DEVICE int64_t statistics_of(int64_t window) const { return (window * p.problem.nH + head) * 3 * p.rows; }
-
-  // The terms of the other side's tokens, once.
-  SWIN_FAST_DEVICE void write_terms(bool of_keys) const {
-    for (int token = threadIdx.x; token < cut.rows(); token += blockDim.x) {
-      store_shared(memory + layout.terms + 4 * token, term(token, of_keys));
-    }
-  }
 
   // Where the tokens of a window stand, and in which regions where it has more than one.
   SWIN_FAST_DEVICE void write_pixels(const Windows::Place& place, bool border) const {
@@ -135,59 +111,66 @@ struct LargeBlock {
   }
 };
 
-struct alignas(8) TwoTerms {
-  int32_t first, second;
-};
+// What scores are multiplied by, so that weights are powers of 2. Not in float32, where the rounding of these products
+// would be seen.
+template <class T>
+constexpr float kBase = is_float<T> ? 1.0f : kLog2E;
 
 // Turns products of own rows with rows of the other side into scores.
 template <class T, int kHd, bool kCosine>
 struct LargeScores {
   const LargeBlock<T, kHd, kCosine>& block;
   const bool border;
-  float own_factor[2];  // of own rows lane / 4 and that + 8, as all of these
-  int32_t own_term[2];
+  float own_factor[2];  // of own rows lane / 4 and that + 8
 
-  SWIN_FAST_DEVICE LargeScores(const LargeBlock<T, kHd, kCosine>& block_, bool border_, bool of_keys,
-                               const float (&inverse)[2])
+  SWIN_FAST_DEVICE LargeScores(const LargeBlock<T, kHd, kCosine>& block_, bool border_, const float (&inverse)[2])
       : block(block_), border(border_) {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
-      const int token = block.row + (block.lane >> 2) + 8 * i;
-      own_factor[i] = kCosine ? block.factor * inverse[i] : block.factor;
-      own_term[i] = block.term(token, of_keys);
+      own_factor[i] = block.factor * kBase<T>;
+      if (kCosine) own_factor[i] *= inverse[i];
     }
   }
 
-  // Of eight of them, of which this lane has two from `token` on, where `inverses` are the norms of the two.
-  SWIN_FAST_DEVICE void of(float (&s)[4], int token, const Float2& inverses) const {
+  // Of twice eight of them, of which this lane has two and two from `token` on, where `inverses` are their norms.
+  SWIN_FAST_DEVICE void of(float (&s)[2][4], const BiasWalk& bias, int token, const Float2 (&inverses)[2]) const {
     SWIN_FAST_UNROLL
-    for (int e = 0; e < 4; ++e) {
-      if (kCosine) s[e] *= (e & 1) != 0 ? inverses.y : inverses.x;
-      s[e] *= own_factor[e >> 1];
-    }
-    if (block.bias != nullptr) {
-      const auto terms = load_shared<TwoTerms>(block.memory + block.layout.terms + 4 * token);
+    for (int j = 0; j < 2; ++j) {
+      const Float4 four = bias.fragment(j);
+      const float of_pair[4] = {four.x, four.y, four.z, four.w};
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) {
-        s[e] += load_global<float>(block.bias + own_term[e >> 1] + ((e & 1) != 0 ? terms.second : terms.first));
+        if (kCosine) s[j][e] *= (e & 1) != 0 ? inverses[j].y : inverses[j].x;
+        s[j][e] = s[j][e] * own_factor[e >> 1] + of_pair[e];
       }
     }
-    if (border) {
-      const char* const regions = block.memory + block.layout.regions;
-      const auto two = load_shared<uint32_t>(regions + 2 * token);
+    if (border) mask(s, token);
+  }
+
+ private:
+  SWIN_FAST_DEVICE void mask(float (&s)[2][4], int token) const {
+    sync_warp();  // or the compiler makes all of it conditional instructions, 30 of 170 for windows without a border
+    const char* const regions = block.memory + block.layout.regions;
+    const char* const of_own = regions + 2 * (block.row + (block.lane >> 2));
+    const uint32_t own[2] = {load_shared<uint16_t>(of_own), load_shared<uint16_t>(of_own + 16)};
+    SWIN_FAST_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      const auto two = load_shared<uint32_t>(regions + 2 * (token + 8 * j));
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) {
-        const int own = block.row + (block.lane >> 2) + 8 * (e >> 1);
         const uint32_t other = (e & 1) != 0 ? two >> 16 : two & 0xffffu;
-        if (other != load_shared<uint16_t>(regions + 2 * own)) s[e] += block.p.problem.mask_value;
+        if (other != own[e >> 1]) s[j][e] += block.p.problem.mask_value * kBase<T>;
       }
     }
   }
 };
 
-// Of a score relative to another. The difference comes first: of scores of -1e30, as a mask may make them, the rounding
-// of a product with log2(e) would alone be more than any number has an exponential of.
-SWIN_FAST_DEVICE float weight_of(float score, float other) { return exp2_approx((score - other) * kLog2E); }
+// Of a score relative to another. In float32 the difference comes first: of scores of -1e30, as a mask may make them, the
+// rounding of a product with log2(e) would alone be more than any number has an exponential of.
+template <class T>
+SWIN_FAST_DEVICE float weight_of(float score, float other) {
+  return exp2_approx(is_float<T> ? (score - other) * kLog2E : score - other);
+}
 
 SWIN_FAST_DEVICE float finite_top(float top) { return top == -INFINITY ? 0.0f : top; }
 
@@ -211,10 +194,10 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
   const bool resident = block.cut.slots >= chunks, has_rows = block.row < p.rows;
   char* const sums = block.memory + block.layout.sums + block.warp * own_floats * 4;
   char* const dbias = sums + lane * 16;
-  for (int key = 0; key < p.rows && block.bias != nullptr; key += 8) {
+  const bool has_bias = problem.bias_form != BiasForm::kNone;
+  for (int key = 0; key < p.rows && has_bias; key += 8) {
     store_shared(dbias + key * 64, Float4{0.0f, 0.0f, 0.0f, 0.0f});
   }
-  block.write_terms(true);
   float dlogit_scale = 0.0f;
 
   for (int64_t window = block.first; window < block.last; ++window) {
@@ -234,7 +217,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
     const OwnRows<T, kHd> q(block.own(0), lane), dout(block.own(1), lane);
     float inverse[2] = {1.0f, 1.0f};
     if (kCosine) q.inverse_norms(inverse);
-    const LargeScores<T, kHd, kCosine> scores(block, border, false, inverse);
+    const LargeScores<T, kHd, kCosine> scores(block, border, inverse);
 
     // The statistics of a row: of this lane's keys, then of all.
     float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f}, delta[2] = {0.0f, 0.0f}, share[2] = {0.0f, 0.0f};
@@ -242,9 +225,11 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
     SWIN_FAST_UNROLL
     for (int c = 0; c < kHd / 8; ++c) dq[c][0] = dq[c][1] = dq[c][2] = dq[c][3] = 0.0f;
 
+    BiasWalk bias(p.bias, p.query_bias, block.head, block.row / 16, lane);
     for (int go = 0; go < 2 * chunks; ++go) {
       const bool again = go >= chunks;
       const int chunk = again ? go - chunks : go, slot = resident ? chunk : go & 1;
+      if (chunk == 0) bias.restart();
       if (go + 1 < (resident ? chunks : 2 * chunks)) {
         const int next = go + 1 < chunks ? go + 1 : go + 1 - chunks;
         block.fetch_chunk(next, resident ? next : (go + 1) & 1, k_source, v_source);
@@ -260,14 +245,13 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
         float s[2][4], dp[2][4];
         q.times(s, rows);
         dout.times(dp, rows + Block::Tile::kSecond);
-        Float2 norms[2];
-        SWIN_FAST_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          norms[j] = block.two_norms(slot, row + 8 * j + pair);
-          scores.of(s[j], key + 8 * j, norms[j]);
+        const Float2 norms[2] = {block.two_norms(slot, row + pair), block.two_norms(slot, row + pair + 8)};
+        scores.of(s, bias, key, norms);
+        bias.advance();
+        if (key - pair + 16 > tokens) {  // the product of an infinite query with a key that does not exist is NaN
           SWIN_FAST_UNROLL
-          for (int e = 0; e < 4; ++e) {
-            if (key + 8 * j + (e & 1) >= tokens) s[j][e] = -INFINITY;
+          for (int e = 0; e < 8; ++e) {
+            if (key + 8 * (e >> 2) + (e & 1) >= tokens) s[e >> 2][e & 3] = -INFINITY;
           }
         }
         if (!again) {
@@ -276,13 +260,13 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
             const float* const low = &s[0][2 * i];
             const float* const high = &s[1][2 * i];
             const float larger = fmaxf(top[i], fmaxf(fmaxf(low[0], low[1]), fmaxf(high[0], high[1])));
-            const float base = finite_top(larger), shrunk = weight_of(top[i], base);
+            const float base = finite_top(larger), shrunk = weight_of<T>(top[i], base);
             top[i] = larger;
             sum[i] *= shrunk;
             delta[i] *= shrunk;
             SWIN_FAST_UNROLL
             for (int e = 0; e < 4; ++e) {
-              const float weight = weight_of(s[e >> 1][2 * i + (e & 1)], base);
+              const float weight = weight_of<T>(s[e >> 1][2 * i + (e & 1)], base);
               sum[i] += weight;
               delta[i] += weight * dp[e >> 1][2 * i + (e & 1)];
             }
@@ -293,11 +277,11 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
         for (int j = 0; j < 2; ++j) {
           SWIN_FAST_UNROLL
           for (int e = 0; e < 4; ++e) {
-            const float weight = weight_of(s[j][e], top[e >> 1]) * share[e >> 1];
+            const float weight = weight_of<T>(s[j][e], top[e >> 1]) * share[e >> 1];
             // A row that may attend to nothing weighs nothing: not 0 * NaN.
             s[j][e] = share[e >> 1] != 0.0f ? weight * (dp[j][e] - delta[e >> 1]) : 0.0f;
           }
-          if (block.bias != nullptr) {
+          if (has_bias) {
             char* const at = dbias + (key - pair + 8 * j) * 64;
             const auto before = load_shared<Float4>(at);
             store_shared(at, Float4{before.x + s[j][0], before.y + s[j][1], before.z + s[j][2], before.w + s[j][3]});
@@ -312,7 +296,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
         for (int i = 0; i < 2; ++i) {
           float largest = fmaxf(top[i], shuffle_xor(top[i], 1));
           largest = finite_top(fmaxf(largest, shuffle_xor(largest, 2)));
-          const float shrunk = weight_of(top[i], largest);
+          const float shrunk = weight_of<T>(top[i], largest);
           top[i] = largest;
           sum[i] *= shrunk;
           delta[i] *= shrunk;
@@ -345,7 +329,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
     store_rows<Block::kWords>(problem, place.b, 0, block.head, block.own(0), block.pixels(block.row), lane);
   }
 
-  if (block.bias != nullptr) {
+  if (has_bias) {
     float* const part = p.of_bias.dbias + (int64_t{block.head} * block.cut.owners + block.owner) * tokens * tokens;
     for (int key = 0; key < p.rows; key += 8) {
       const auto four = load_shared<Float4>(dbias + key * 64);
@@ -385,7 +369,6 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
   const bool has_rows = block.row < p.rows;
   char* const dpad_value = block.memory + block.layout.sums;  // of warps, each (2, hd), of k and v
   for (int i = threadIdx.x; i < block.cut.warps * 2 * kHd; i += blockDim.x) store_shared(dpad_value + 4 * i, 0.0f);
-  block.write_terms(false);
 
   for (int64_t window = block.first; window < block.last; ++window) {
     const Windows::Place place = p.all.place(window);
@@ -413,13 +396,14 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
     const OwnRows<T, kHd> k(block.own(0), lane), v(block.own(1), lane);
     float inverse[2] = {1.0f, 1.0f};
     if (kCosine) k.inverse_norms(inverse);
-    const LargeScores<T, kHd, kCosine> scores(block, border, true, inverse);
+    const LargeScores<T, kHd, kCosine> scores(block, border, inverse);
     float dk[kHd / 8][4], dv[kHd / 8][4];
     SWIN_FAST_UNROLL
     for (int c = 0; c < kHd / 8; ++c) {
       dk[c][0] = dk[c][1] = dk[c][2] = dk[c][3] = dv[c][0] = dv[c][1] = dv[c][2] = dv[c][3] = 0.0f;
     }
 
+    BiasWalk bias(p.bias, p.key_bias, block.head, block.row / 16, lane);
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const int slot = chunk & 1;
       if (chunk + 1 < chunks) {
@@ -434,19 +418,20 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
         float s[2][4], dp[2][4];
         k.times(s, rows);
         v.times(dp, rows + Block::Tile::kSecond);
+        const Float2 norms[2] = {block.two_norms(slot, row + pair), block.two_norms(slot, row + pair + 8)};
+        scores.of(s, bias, chunk * block.cut.chunk + row + pair, norms);
+        bias.advance();
         SWIN_FAST_UNROLL
         for (int j = 0; j < 2; ++j) {
           const int query = row + 8 * j + pair;
-          const Float2 norms = block.two_norms(slot, query);
-          scores.of(s[j], chunk * block.cut.chunk + query, norms);
           const auto top = load_shared<Float2>(block.statistics(slot, 0) + 4 * query);
           const auto share = load_shared<Float2>(block.statistics(slot, 1) + 4 * query);
           const auto delta = load_shared<Float2>(block.statistics(slot, 2) + 4 * query);
           SWIN_FAST_UNROLL
           for (int e = 0; e < 4; ++e) {
             const bool odd = (e & 1) != 0, alive = (odd ? share.y : share.x) != 0.0f;
-            const float weight = weight_of(s[j][e], odd ? top.y : top.x) * (odd ? share.y : share.x);
-            const float ds = weight * (dp[j][e] - (odd ? delta.y : delta.x)) * (odd ? norms.y : norms.x);
+            const float weight = weight_of<T>(s[j][e], odd ? top.y : top.x) * (odd ? share.y : share.x);
+            const float ds = weight * (dp[j][e] - (odd ? delta.y : delta.x)) * (odd ? norms[j].y : norms[j].x);
             s[j][e] = alive ? weight : 0.0f;
             dp[j][e] = alive ? ds : 0.0f;
           }
@@ -498,6 +483,10 @@ void launch_large_bwd(const LargeBwdParams& p, Launch launch) {
   const auto blocks = [heads](const LargeCut& cut) { return static_cast<uint32_t>(heads * cut.parts_of_head()); };
   const bool cosine = p.problem.logit_scale != nullptr;
   if (p.all.of_all > 0) {
+    for (const bool of_keys : {false, true}) {
+      const ArrangeParams arrange{p.problem, p.bias, of_keys ? p.key_bias : p.query_bias, kBase<T>, of_keys};
+      launch(arrange_bias<256>, static_cast<uint32_t>(arrange.blocks(256)), 256, size_t{0}, arrange);
+    }
     launch(cosine ? large_queries_bwd<T, kHd, true> : large_queries_bwd<T, kHd, false>, blocks(p.queries),
            32 * p.queries.warps, p.queries.shared_bytes, p);
     launch(cosine ? large_keys_bwd<T, kHd, true> : large_keys_bwd<T, kHd, false>, blocks(p.keys), 32 * p.keys.warps,

@@ -40,7 +40,7 @@ void LargeWindowsFwd<T>::launch(const WindowAttentionFwdParams& problem, const G
     constexpr int kWindow = decltype(window)::value, kHd = decltype(head_dim)::value;
     plan.arrange.fragments = scratch;
     plan.params.fragments = scratch;
-    launcher(arrange_bias<256>, plan.arrange_blocks(), 256, 0, plan.arrange);
+    launcher(arrange_bias<256>, plan.arrange.blocks(256), 256, 0, plan.arrange);
     with_constant(problem.logit_scale != nullptr, [&](auto cosine) {
       with_constant(aligned(problem), [&](auto chunks) {
         constexpr bool kCosine = decltype(cosine)::value, kAligned = decltype(chunks)::value;

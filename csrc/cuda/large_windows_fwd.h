@@ -19,7 +19,7 @@ inline int large_fwd_window(const WindowAttentionParams& p) {
   return square && (p.window_size[0] == 12 || p.window_size[0] == 16) ? p.window_size[0] : 0;
 }
 
-// How a call runs: first arrange_bias(arrange) with any grid, for instance arrange_blocks() of 256 threads, after
+// How a call runs: first arrange_bias(arrange) with any grid, for instance arrange.blocks(256) of 256 threads, after
 // arrange.fragments and params.fragments were set to workspace_bytes() bytes, aligned to 16. Then
 //   square_windows_fwd<T, kWindow, kCosine, kAligned, kCompact>(params)  for a window that is not 0,
 //   stream_windows_fwd<T, kHd, kCosine, kAligned>(params)                otherwise,
@@ -32,9 +32,6 @@ struct LargeFwdPlan {
   size_t shared_bytes = 0;
 
   int64_t workspace_bytes() const { return arrange.layout.bytes(); }
-  int arrange_blocks() const {
-    return static_cast<int>(std::min(ceil_div(workspace_bytes(), 16 * 256), int64_t{4096}));
-  }
 };
 
 // How the work of a problem is cut for a GPU of so many multiprocessors with room for so much shared memory a block.
