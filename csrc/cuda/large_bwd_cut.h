@@ -32,8 +32,7 @@ struct LargeBwdParams {
   int32_t rows = 0;                  // N, up to whole steps of a product: a multiple of 16
   LargeCut queries = {}, keys = {};  // warps = 0: a block can not have as much shared memory as it takes
   Parts of_bias = {}, of_logit_scale = {}, of_pad_value = {};
-  float* statistics =
-      nullptr;  // (U, nH, 3, rows): the largest score; 1 / the sum, or 0; and delta of a query
+  float* statistics = nullptr;  // (U, nH, 3, rows): the largest score; 1 / the sum, or 0; and delta of a query
   BiasFragments bias = {};
   char *query_bias = nullptr, *key_bias = nullptr;  // fragments for rows that are queries, and that are keys
   size_t scratch_bytes = 0;                         // of all of these
@@ -54,7 +53,8 @@ struct LargeLayout {
   int32_t pixels, regions, own, chunks, norms, statistics, sums, bytes;
 
   // row_bytes: of a head's row; own_floats: of a warp, in the end.
-  SWIN_FAST_HOST_DEVICE LargeLayout(int row_bytes, const LargeCut& cut, bool cosine, bool reads_statistics, int own_floats) {
+  SWIN_FAST_HOST_DEVICE LargeLayout(int row_bytes, const LargeCut& cut, bool cosine, bool reads_statistics,
+                                    int own_floats) {
     int32_t taken = 0;
     const int rows = cut.rows();
     const auto take = [&taken](int32_t size) {

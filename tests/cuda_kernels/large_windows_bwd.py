@@ -6,6 +6,7 @@ from cuda_kernels.kernel import Bug, Kernel
 HEADER = "csrc/cuda/large_windows_bwd.h"
 CUT = "csrc/cuda/large_bwd_cut.h"
 TILES = "csrc/cuda/row_tiles.h"
+FRAGMENTS = "csrc/cuda/bias_fragments.h"
 
 INSTANCES = "".join(
     f"template __global__ void large_{side}_bwd<{element}, {hd}, {cosine}>(const LargeBwdParams);\n"
@@ -45,15 +46,23 @@ BUGS = {
     "owners share a window": Bug(
         "last((owner + 1) * params.all.of_all / cut.owners)", "last((owner + 1) * params.all.of_all / cut.owners + 1)"
     ),
-    "term of the bias transposed": Bug("of_key ? (dense ? along : -along)", "!of_key ? (dense ? along : -along)"),
-    "rows behind the last one read the bias": Bug("token = token < tokens ? token : tokens - 1;", "token += 0;"),
-    "tokens that do not exist are padding": Bug("if (token >= tokens) pixel.y = kNoToken;", ""),
-    "no mask": Bug("s[e] += block.p.problem.mask_value;", "s[e] += 0;"),
-    "regions of the neighbour": Bug("? two >> 16 : two & 0xffffu", "? two & 0xffffu : two >> 16"),
-    "regions of another row": Bug(
-        "const int own = block.row + (block.lane >> 2) + 8 * (e >> 1);",
-        "const int own = block.row + (block.lane >> 2);",
+    "the bias of queries for keys": Bug("p.query_bias, kBase<T>, of_keys}", "p.query_bias, kBase<T>, false}"),
+    "the bias of keys for queries": Bug("bias(p.bias, p.query_bias, block", "bias(p.bias, p.key_bias, block"),
+    "the bias is not begun again": Bug("      if (chunk == 0) bias.restart();\n", ""),
+    "panels go on": Bug("    at -= back;\n", "", FRAGMENTS),
+    "panels of half of their size": Bug(
+        "    left = panel;\n    at -= back", "    left = panel / 2;\n    at -= back", FRAGMENTS
     ),
+    "the bias of the first row of panels": Bug(
+        "along + layout.row_tiles / panel - 1", "layout.row_tiles / panel - 1", FRAGMENTS
+    ),
+    "the first tile of a panel": Bug("* panel + row_tile - along * panel) * 2", "* panel) * 2", FRAGMENTS),
+    "a dense bias has panels": Bug("problem.bias_form != BiasForm::kDense && tokens", "tokens", FRAGMENTS),
+    "panels of rows that do not exist": Bug(" && tokens % (16 * made.panel) == 0;", ";", FRAGMENTS),
+    "tokens that do not exist are padding": Bug("if (token >= tokens) pixel.y = kNoToken;", ""),
+    "no mask": Bug("s[j][e] += block.p.problem.mask_value * kBase<T>;", "s[j][e] += 0;"),
+    "regions of the neighbour": Bug("? two >> 16 : two & 0xffffu", "? two & 0xffffu : two >> 16"),
+    "regions of another row": Bug("load_shared<uint16_t>(of_own + 16)", "load_shared<uint16_t>(of_own)"),
     "a chunk is used before all see it": Bug(
         "share_chunk(int chunk, int slot) const {\n    sync_threads();\n", "share_chunk(int chunk, int slot) const {\n"
     ),
@@ -62,7 +71,7 @@ BUGS = {
     ),
     "no shared memory is too much": Bug("rows, 2) > shared_memory) {", "rows, 2) > 2 * shared_memory) {", CUT),
     # Owners of queries
-    "keys that do not exist take part": Bug("s[j][e] = -INFINITY;", "s[j][e] = 0.0f;"),
+    "an infinite query with a key that does not exist": Bug("s[e >> 2][e & 3] = -INFINITY;", ";"),
     "the sum is not corrected": Bug("            sum[i] *= shrunk;\n", ""),
     "delta is not corrected": Bug("            delta[i] *= shrunk;\n            SWIN", "            SWIN"),
     "largest score of two lanes": Bug("finite_top(fmaxf(largest, shuffle_xor(largest, 2)))", "finite_top(largest)"),

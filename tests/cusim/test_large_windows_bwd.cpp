@@ -102,6 +102,28 @@ void test_dead_rows_alone() {
   for (int64_t i = 0; i < outputs.dqkv.size(); ++i) report().check(outputs.dqkv[i] == 0, "dqkv", " of dead rows");
 }
 
+// So has a query whose products with all keys are -inf, and behind the window there are keys, whose product is NaN.
+void test_infinite_query() {
+  Problem p;
+  p.dtype = ScalarType::kBFloat16;
+  p.wh = p.H = 5;
+  p.hd = 16;
+  p.bias_form = BiasForm::kDense;
+  set_context(p.name() + ", an infinite query");
+  Inputs inputs = make_inputs(p, 6);
+  for (int64_t i = 0; i < p.area(); ++i) {
+    double& k = inputs.qkv[(3 * i + 1) * p.hd + 2];
+    k = round_to(p.dtype, -std::fabs(k) - 1);
+  }
+  inputs.qkv[9 * p.hd + 2] = INFINITY;  // of the fourth pixel, whose token it is
+  const Outputs outputs =
+      run_backward(large_windows, p, EncodedInputs(p, inputs), contiguous_layout(p), true, kSchedule);
+  for (int64_t d = 0; d < p.hd; ++d) report().check(outputs.dqkv[9 * p.hd + d] == 0, "dq", " of an infinite query");
+  for (int64_t j = 0; j < p.area(); ++j) {
+    report().check(outputs.dbias[3 * p.area() + j] == 0, "dbias", " of an infinite query");
+  }
+}
+
 // The largest window, once: the definition alone takes seconds.
 void test_largest(int hd) {
   Problem p;
@@ -128,6 +150,7 @@ void test_cuts() {
     for (int area = 1; area <= 1024; ++area) {
       for (const size_t kilobytes : {99, 163, 227}) {
         Problem problem;
+        problem.dtype = ScalarType::kBFloat16;
         problem.wh = area;
         problem.ww = 1;
         problem.hd = hd;
@@ -166,6 +189,7 @@ size_t test_all(bool quick) {
   }
   uint64_t seed = 1;
   test_dead_rows_alone();
+  test_infinite_query();
   Problem other;
   other.dtype = ScalarType::kBFloat16;
   other.bias_form = BiasForm::kDense;
