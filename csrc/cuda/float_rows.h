@@ -4,8 +4,8 @@
 // in two that have 11 or 12 each, and of the four products of two numbers three are computed; the fourth is 2^-22 of
 // the first. What is not finite has no second part.
 //
-// Tensor cores also cut off what they add, always towards zero: nothing is summed by them over more than 16 rows or one
-// row's channels, and small products before large ones. Longer sums are of float32 additions.
+// Tensor cores also cut off what they add, always towards zero: nothing is summed by them over more than 16 rows or the
+// channels of one, and small products before large ones, or apart from them. Longer sums are of float32 additions.
 #pragma once
 
 #include <cmath>
@@ -193,8 +193,8 @@ class OwnRows<Float32, kHd> {
     float small[2][4];
     SWIN_FAST_UNROLL
     for (int e = 0; e < 8; ++e) product[e >> 2][e & 3] = small[e >> 2][e & 3] = 0.0f;
-    SWIN_FAST_UNROLL
-    for (int step = 0; step < Tile::kSteps; ++step) {
+    SWIN_FAST_UNROLL_4  // all of them, where fragments are kept
+        for (int step = 0; step < Tile::kSteps; ++step) {
       const SplitLeft a = fragment(step);
       float b[4];
       columns(b, rows, step);
@@ -322,7 +322,8 @@ struct RoundedRows<Float32, kHd> {
     sync_warp();
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2 * Sums::kSlabs * Sums::kHalves; ++i) {
-      const int half = i % Sums::kHalves, slab = i / Sums::kHalves % Sums::kSlabs, lower = i >= Sums::kSlabs * Sums::kHalves;
+      const int half = i % Sums::kHalves, slab = i / Sums::kHalves % Sums::kSlabs,
+                lower = i >= Sums::kSlabs * Sums::kHalves;
       store_shared(tile + RowTile<2 * kHd>::offset((lane >> 2) + 8 * lower, Sums::piece_of(slab, half, lane)),
                    Sums::piece(sums, slab, half, lower));
     }

@@ -31,9 +31,8 @@ struct LargeBwdParams {
   int32_t rows = 0;                  // N, up to whole steps of a product: a multiple of 16
   LargeCut queries = {}, keys = {};  // warps = 0: a block can not have as much shared memory as it takes
   Parts of_bias = {}, of_logit_scale = {}, of_pad_value = {};
-  float* statistics =
-      nullptr;  // (U, nH, 3, rows): the largest score; 1 / the sum, or 0; and delta of a query
-  size_t scratch_bytes = 0;  // of statistics and parts
+  float* statistics = nullptr;  // (U, nH, 3, rows): the largest score; 1 / the sum, or 0; and delta of a query
+  size_t scratch_bytes = 0;     // of statistics and parts
 
   // The problem with one of the gradients that are sums over windows, each of which has parts of a number of its own:
   // of bias, of logit_scale or of pad_value.
@@ -51,7 +50,8 @@ struct LargeLayout {
   int32_t pixels, terms, regions, own, chunks, norms, statistics, sums, bytes;
 
   // row_bytes: of a head's row; own_floats: of a warp, in the end.
-  SWIN_FAST_HOST_DEVICE LargeLayout(int row_bytes, const LargeCut& cut, bool cosine, bool reads_statistics, int own_floats) {
+  SWIN_FAST_HOST_DEVICE LargeLayout(int row_bytes, const LargeCut& cut, bool cosine, bool reads_statistics,
+                                    int own_floats) {
     int32_t taken = 0;
     const int rows = cut.rows();
     const auto take = [&taken](int32_t size) {
@@ -80,7 +80,7 @@ SWIN_FAST_HOST_DEVICE inline int large_key_floats(int hd) { return 2 * hd; }
 
 constexpr int kLargeWarps = 4;  // a block
 // Blocks that a multiprocessor shall have at a time, for which it has the registers: 168 or 255 of each thread.
-constexpr int large_blocks(int hd) { return hd <= 32 ? 3 : 2; }
+constexpr int large_blocks(int row_bytes) { return row_bytes <= 64 ? 3 : 2; }
 constexpr int64_t kPartsBytes = 64 << 20;  // of dbias at most, but for the one owner that a head has at least
 
 inline LargeCut cut_large(const LargeBwdParams& p, int multiprocessors, size_t shared_memory, bool of_keys) {
@@ -98,7 +98,7 @@ inline LargeCut cut_large(const LargeBwdParams& p, int multiprocessors, size_t s
   LargeCut cut;
   const int chunk = row_bytes <= 128 ? 64 : row_bytes <= 256 ? 32 : 16;
   // Queries go over the keys twice: better all of these stay, where that leaves room for other blocks.
-  if (of_keys || bytes(&cut, kLargeWarps, chunk, p.rows / 16) > shared_memory / large_blocks(problem.hd)) {
+  if (of_keys || bytes(&cut, kLargeWarps, chunk, p.rows / 16) > shared_memory / large_blocks(row_bytes)) {
     int warps = kLargeWarps, rows = chunk;
     while (bytes(&cut, warps, rows, 2) > shared_memory) {
       if (warps > 1) {
