@@ -109,6 +109,28 @@ SWIN_FAST_DEVICE void load_columns(float (&values)[FloatSums<kHd>::kSlab], const
   }
 }
 
+// Computes the products of a tile of columns with 16 rows: small ones first. With kMend what is not finite of the rows
+// counts in the large ones alone.
+template <bool kMend, int kSlab>
+SWIN_FAST_DEVICE void multiply_tile(float (&part)[4], const SplitLeft (&a)[2], const float (&values)[4][kSlab], int j) {
+  SplitFloat b[4];
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    b[i] = SplitFloat(values[i][j]);
+    if (kMend && !is_finite(b[i].upper)) b[i] = SplitFloat(0.0f);
+  }
+  SWIN_FAST_UNROLL
+  for (int e = 0; e < 4; ++e) part[e] = 0.0f;
+  add_small(part, a[0], b[0], b[1]);
+  add_small(part, a[1], b[2], b[3]);
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if (kMend && !is_finite(SplitFloat(values[i][j]).upper)) b[i].upper = values[i][j];
+  }
+  add_large(part, a[0], b[0], b[1]);
+  add_large(part, a[1], b[2], b[3]);
+}
+
 // Adds  weights @ rows  of 16 rows, weights as they lie in products, two columns of eight: as left sides their columns
 // 2t and 2t + 1 are t and t + 4. Rows that are infinite give NaN; with kMend infinities, where weights are not zero.
 template <class T, int kHd, bool kMend = false>
@@ -135,15 +157,7 @@ SWIN_FAST_DEVICE std::enable_if_t<is_float<T>> add_weighted_rows(float (&sums)[k
     float all = 0.0f;
     SWIN_FAST_UNROLL
     for (int j = 0; j < Sums::kSlab; ++j) {
-      SplitFloat b[4];
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < 4; ++i) b[i] = SplitFloat(values[i][j]);
-      SWIN_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) parts[j][e] = 0.0f;
-      add_small(parts[j], a[0], b[0], b[1]);
-      add_small(parts[j], a[1], b[2], b[3]);
-      add_large(parts[j], a[0], b[0], b[1]);
-      add_large(parts[j], a[1], b[2], b[3]);
+      multiply_tile<false>(parts[j], a, values, j);
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) all += parts[j][e];
     }
@@ -151,19 +165,7 @@ SWIN_FAST_DEVICE std::enable_if_t<is_float<T>> add_weighted_rows(float (&sums)[k
       sync_warp();  // or nvcc keeps the values, 16 registers, to have them here
       load(values);
       SWIN_FAST_UNROLL
-      for (int j = 0; j < Sums::kSlab; ++j) {
-        SplitFloat b[4];
-        SWIN_FAST_UNROLL
-        for (int i = 0; i < 4; ++i) b[i] = SplitFloat(is_finite(SplitFloat(values[i][j]).upper) ? values[i][j] : 0.0f);
-        SWIN_FAST_UNROLL
-        for (int e = 0; e < 4; ++e) parts[j][e] = 0.0f;
-        add_small(parts[j], a[0], b[0], b[1]);
-        add_small(parts[j], a[1], b[2], b[3]);
-        SWIN_FAST_UNROLL
-        for (int i = 0; i < 4; ++i) b[i].upper = is_finite(SplitFloat(values[i][j]).upper) ? b[i].upper : values[i][j];
-        add_large(parts[j], a[0], b[0], b[1]);
-        add_large(parts[j], a[1], b[2], b[3]);
-      }
+      for (int j = 0; j < Sums::kSlab; ++j) multiply_tile<true>(parts[j], a, values, j);
     }
     SWIN_FAST_UNROLL
     for (int j = 0; j < Sums::kSlab; ++j) {
@@ -193,8 +195,9 @@ class OwnRows<Float32, kHd> {
     float small[2][4];
     SWIN_FAST_UNROLL
     for (int e = 0; e < 8; ++e) product[e >> 2][e & 3] = small[e >> 2][e & 3] = 0.0f;
-    SWIN_FAST_UNROLL_4  // all of them, where fragments are kept
-        for (int step = 0; step < Tile::kSteps; ++step) {
+    // All steps where fragments are kept; of more, the addresses alone would take the registers.
+    SWIN_FAST_UNROLL_4
+    for (int step = 0; step < Tile::kSteps; ++step) {
       const SplitLeft a = fragment(step);
       float b[4];
       columns(b, rows, step);
