@@ -19,8 +19,10 @@ from pathlib import Path
 import pytest
 
 from cuda_kernels import (
+    float_windows_fwd,
     fold_parts,
     large_windows_bwd,
+    large_windows_bwd_float,
     large_windows_fwd,
     small_windows_bwd,
     small_windows_fwd,
@@ -32,8 +34,10 @@ from cuda_sass import for_each_product, functions_of, operations_of
 from test_cusim import CSRC, ROOT, call, emulator_flags, find_nvcc
 
 MODULES = (
+    float_windows_fwd,
     fold_parts,
     large_windows_bwd,
+    large_windows_bwd_float,
     large_windows_fwd,
     small_windows_bwd,
     small_windows_fwd,

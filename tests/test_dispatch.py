@@ -110,7 +110,11 @@ TABLE = [
     (Problem(BRAIN, "cuda", (12, 1), 64, 32), "cuda", NOT_CPU),  # PTX
     (Problem(HALF, "cuda", (11, 0), 49, 32), "triton", {"cuda": "sm_80, 90, 100, not for sm_110", **NOT_CPU}),
     (Problem(SINGLE, "cuda", (9, 0), 49, 32), "triton", NOT_CPU),  # cuda can, but no GPU has run it
-    (Problem(SINGLE, "cuda", (9, 0), 49, 64), "triton", {"cuda": "no forward and no backward kernel for float32", **NOT_CPU}),
+    (
+        Problem(SINGLE, "cuda", (9, 0), 49, 64),
+        "triton",
+        {"cuda": "no forward and no backward kernel for float32", **NOT_CPU},
+    ),
     (Problem(HALF, "cuda", (9, 0), 49, 30), "triton", {"cuda": "no forward kernel for float16 N=49 hd=30", **NOT_CPU}),
     (
         Problem(HALF, "cuda", (9, 0), 256, 32),

@@ -4,8 +4,8 @@
 // in two that have 11 or 12 each, and of the four products of two numbers three are computed; the fourth is 2^-22 of
 // the first. What is not finite has no second part.
 //
-// Tensor cores also cut off what they add, always towards zero: nothing is summed by them over more than 16 rows or one
-// row's channels, and small products before large ones. Longer sums are of float32 additions.
+// Tensor cores also cut off what they add, always towards zero: nothing is summed by them over more than 16 rows or the
+// channels of one, and small products before large ones, or apart from them. Longer sums are of float32 additions.
 #pragma once
 
 #include <cmath>
@@ -109,6 +109,28 @@ SWIN_FAST_DEVICE void load_columns(float (&values)[FloatSums<kHd>::kSlab], const
   }
 }
 
+// Computes the products of a tile of columns with 16 rows: small ones first. With kMend what is not finite of the rows
+// counts in the large ones alone.
+template <bool kMend, int kSlab>
+SWIN_FAST_DEVICE void multiply_tile(float (&part)[4], const SplitLeft (&a)[2], const float (&values)[4][kSlab], int j) {
+  SplitFloat b[4];
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    b[i] = SplitFloat(values[i][j]);
+    if (kMend && !is_finite(b[i].upper)) b[i] = SplitFloat(0.0f);
+  }
+  SWIN_FAST_UNROLL
+  for (int e = 0; e < 4; ++e) part[e] = 0.0f;
+  add_small(part, a[0], b[0], b[1]);
+  add_small(part, a[1], b[2], b[3]);
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if (kMend && !is_finite(SplitFloat(values[i][j]).upper)) b[i].upper = values[i][j];
+  }
+  add_large(part, a[0], b[0], b[1]);
+  add_large(part, a[1], b[2], b[3]);
+}
+
 // Adds  weights @ rows  of 16 rows, weights as they lie in products, two columns of eight: as left sides their columns
 // 2t and 2t + 1 are t and t + 4. Rows that are infinite give NaN; with kMend infinities, where weights are not zero.
 template <class T, int kHd, bool kMend = false>
@@ -135,15 +157,7 @@ SWIN_FAST_DEVICE std::enable_if_t<is_float<T>> add_weighted_rows(float (&sums)[k
     float all = 0.0f;
     SWIN_FAST_UNROLL
     for (int j = 0; j < Sums::kSlab; ++j) {
-      SplitFloat b[4];
-      SWIN_FAST_UNROLL
-      for (int i = 0; i < 4; ++i) b[i] = SplitFloat(values[i][j]);
-      SWIN_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) parts[j][e] = 0.0f;
-      add_small(parts[j], a[0], b[0], b[1]);
-      add_small(parts[j], a[1], b[2], b[3]);
-      add_large(parts[j], a[0], b[0], b[1]);
-      add_large(parts[j], a[1], b[2], b[3]);
+      multiply_tile<false>(parts[j], a, values, j);
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) all += parts[j][e];
     }
@@ -151,19 +165,7 @@ SWIN_FAST_DEVICE std::enable_if_t<is_float<T>> add_weighted_rows(float (&sums)[k
       sync_warp();  // or nvcc keeps the values, 16 registers, to have them here
       load(values);
       SWIN_FAST_UNROLL
-      for (int j = 0; j < Sums::kSlab; ++j) {
-        SplitFloat b[4];
-        SWIN_FAST_UNROLL
-        for (int i = 0; i < 4; ++i) b[i] = SplitFloat(is_finite(SplitFloat(values[i][j]).upper) ? values[i][j] : 0.0f);
-        SWIN_FAST_UNROLL
-        for (int e = 0; e < 4; ++e) parts[j][e] = 0.0f;
-        add_small(parts[j], a[0], b[0], b[1]);
-        add_small(parts[j], a[1], b[2], b[3]);
-        SWIN_FAST_UNROLL
-        for (int i = 0; i < 4; ++i) b[i].upper = is_finite(SplitFloat(values[i][j]).upper) ? b[i].upper : values[i][j];
-        add_large(parts[j], a[0], b[0], b[1]);
-        add_large(parts[j], a[1], b[2], b[3]);
-      }
+      for (int j = 0; j < Sums::kSlab; ++j) multiply_tile<true>(parts[j], a, values, j);
     }
     SWIN_FAST_UNROLL
     for (int j = 0; j < Sums::kSlab; ++j) {
@@ -193,7 +195,8 @@ class OwnRows<Float32, kHd> {
     float small[2][4];
     SWIN_FAST_UNROLL
     for (int e = 0; e < 8; ++e) product[e >> 2][e & 3] = small[e >> 2][e & 3] = 0.0f;
-    SWIN_FAST_UNROLL
+    // All steps where fragments are kept; of more, the addresses alone would take the registers.
+    SWIN_FAST_UNROLL_4
     for (int step = 0; step < Tile::kSteps; ++step) {
       const SplitLeft a = fragment(step);
       float b[4];
@@ -322,7 +325,8 @@ struct RoundedRows<Float32, kHd> {
     sync_warp();
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2 * Sums::kSlabs * Sums::kHalves; ++i) {
-      const int half = i % Sums::kHalves, slab = i / Sums::kHalves % Sums::kSlabs, lower = i >= Sums::kSlabs * Sums::kHalves;
+      const int half = i % Sums::kHalves, slab = i / Sums::kHalves % Sums::kSlabs,
+                lower = i >= Sums::kSlabs * Sums::kHalves;
       store_shared(tile + RowTile<2 * kHd>::offset((lane >> 2) + 8 * lower, Sums::piece_of(slab, half, lane)),
                    Sums::piece(sums, slab, half, lower));
     }

@@ -27,7 +27,7 @@ struct FloatFwdParams {
 template <int kHd>
 struct FloatFwdSizes {
   using Tile = RowTile<2 * kHd>;
-  static constexpr int kKeys = kHd <= 64 ? 32 : 16;               // brought at once
+  static constexpr int kKeys = kHd <= 64 ? 32 : 16;                // brought at once
   static constexpr int kStageBytes = 2 * kKeys * Tile::kRowBytes;  // of k and v
   static constexpr int kMostWarps = 4;
   // At least, of a multiprocessor.
@@ -195,7 +195,9 @@ __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdS
   char* const pixels = places + 8 * rows;
   char* const regions = pixels + 4 * rows;
 
-  for (int64_t unit = blockIdx.x; unit < p.all.of_all * problem.nH; unit += p.blocks) {
+  for (int32_t turn = 0;; ++turn) {
+    const int64_t unit = blockIdx.x + int64_t{turn} * p.blocks;
+    if (unit >= p.all.of_all * problem.nH) return;
     const int64_t window = unit / problem.nH;
     const int head = static_cast<int>(unit - window * problem.nH);
     const Windows::Place at = p.all.place(window);
@@ -238,14 +240,9 @@ __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdS
       copy_async_wait<0>();
       sync_warp();  // rows that other lanes fetched
       FloatQueries<kHd, kCosine> own(queries, factor, lane);
-      const char* const fragments =
-          static_cast<const char*>(p.bias.of_head(p.fragments, head)) +
-          (int64_t{tile} * p.bias.key_tiles * 32 + lane) * 16;
-      uint32_t own_regions[2] = {0, 0};
-      if (border && has_rows) {
-        own_regions[0] = load_shared<uint16_t>(regions + 2 * (first + (lane >> 2)));
-        own_regions[1] = load_shared<uint16_t>(regions + 2 * (first + (lane >> 2) + 8));
-      }
+      const char* const fragments = static_cast<const char*>(p.bias.of_head(p.fragments, head)) +
+                                    (int64_t{tile} * p.bias.key_tiles * 32 + lane) * 16;
+      char* const own_regions = regions + 2 * (first + (lane >> 2));
       for (int chunk = 0; chunk < rows; chunk += Sizes::kKeys) {
         copy_async_wait<0>();
         sync_threads();  // these keys have landed, and all have read the ones before
@@ -291,7 +288,7 @@ __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdS
               SWIN_FAST_UNROLL
               for (int e = 0; e < 4; ++e) {
                 const uint32_t other = (e & 1) != 0 ? two >> 16 : two & 0xffffu;
-                if (other != own_regions[e >> 1]) s[j][e] += problem.mask_value;
+                if (other != load_shared<uint16_t>(own_regions + 16 * (e >> 1))) s[j][e] += problem.mask_value;
               }
             }
             if (chunk + row + 16 > tokens) {
@@ -334,9 +331,7 @@ struct FloatFwdPlan {
   int threads = 0;
   size_t shared_bytes = 0;
 
-  int64_t workspace_bytes() const {
-    return params.problem.bias_form == BiasForm::kNone ? 0 : arrange.layout.bytes();
-  }
+  int64_t workspace_bytes() const { return params.problem.bias_form == BiasForm::kNone ? 0 : arrange.layout.bytes(); }
   int arrange_blocks() const {
     return static_cast<int>(std::min(ceil_div(workspace_bytes(), 16 * 256), int64_t{4096}));
   }

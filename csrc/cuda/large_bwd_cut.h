@@ -82,7 +82,7 @@ SWIN_FAST_HOST_DEVICE inline int large_key_floats(int hd) { return 2 * hd; }
 
 constexpr int kLargeWarps = 4;  // a block
 // Blocks that a multiprocessor shall have at a time, for which it has the registers: 168 or 255 of each thread.
-constexpr int large_blocks(int hd) { return hd <= 32 ? 3 : 2; }
+constexpr int large_blocks(int row_bytes) { return row_bytes <= 64 ? 3 : 2; }
 constexpr int64_t kPartsBytes = 64 << 20;  // of dbias at most, but for the one owner that a head has at least
 
 inline LargeCut cut_large(const LargeBwdParams& p, int multiprocessors, size_t shared_memory, bool of_keys) {
@@ -100,7 +100,7 @@ inline LargeCut cut_large(const LargeBwdParams& p, int multiprocessors, size_t s
   LargeCut cut;
   const int chunk = row_bytes <= 128 ? 64 : row_bytes <= 256 ? 32 : 16;
   // Queries go over the keys twice: better all of these stay, where that leaves room for other blocks.
-  if (of_keys || bytes(&cut, kLargeWarps, chunk, p.rows / 16) > shared_memory / large_blocks(problem.hd)) {
+  if (of_keys || bytes(&cut, kLargeWarps, chunk, p.rows / 16) > shared_memory / large_blocks(row_bytes)) {
     int warps = kLargeWarps, rows = chunk;
     while (bytes(&cut, warps, rows, 2) > shared_memory) {
       if (warps > 1) {

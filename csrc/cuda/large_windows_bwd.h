@@ -185,7 +185,8 @@ SWIN_FAST_DEVICE float finite_top(float top) { return top == -INFINITY ? 0.0f : 
 //           dS rounded for its product. Nothing of dq depends on owners, warps or chunks.
 // Source:   Dao et al. 2022, FlashAttention, for dS = P (dP - delta); written for this project.
 template <class T, int kHd, bool kCosine>
-__global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_queries_bwd(const LargeBwdParams p) {
+__global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kElementBytes<T>* kHd))
+    large_queries_bwd(const LargeBwdParams p) {
   const WindowAttentionBwdParams& problem = p.problem;
   const int own_floats = large_query_floats(problem, p.rows);
   using Block = LargeBlock<T, kHd, kCosine>;
@@ -361,7 +362,8 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
 // Numerics: as large_queries_bwd, which has to have run; P rounded for its product, too.
 // Source:   as large_queries_bwd.
 template <class T, int kHd, bool kCosine>
-__global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_keys_bwd(const LargeBwdParams p) {
+__global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kElementBytes<T>* kHd))
+    large_keys_bwd(const LargeBwdParams p) {
   const WindowAttentionBwdParams& problem = p.problem;
   using Block = LargeBlock<T, kHd, kCosine>;
   const Block block(p, true, large_key_floats(kHd));

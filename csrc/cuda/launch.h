@@ -27,8 +27,7 @@ inline bool aligned(const WindowAttentionParams& p) {
 
 inline bool aligned(const WindowAttentionBwdParams& p) {
   const int64_t sizes[3] = {p.B, p.H, p.W};
-  return aligned(static_cast<const WindowAttentionParams&>(p)) &&
-         in_chunks(p.grad_out, sizes, p.grad_out_stride, 3, p);
+  return aligned(static_cast<const WindowAttentionParams&>(p)) && in_chunks(p.grad_out, sizes, p.grad_out_stride, 3, p);
 }
 
 // Calls f(std::true_type) or f(std::false_type): a choice of the call, to be a constant of an instance.

@@ -70,8 +70,8 @@ SWIN_FAST_DEVICE RowSource rows_of_qkv(const WindowAttentionParams& problem, int
 template <class T = BFloat16>
 SWIN_FAST_DEVICE RowSource rows_of_grad_out(const WindowAttentionBwdParams& problem, int64_t b, int head) {
   constexpr int kWords = kElementBytes<T> / 2;
-  const auto* const rows = static_cast<const uint16_t*>(problem.grad_out) +
-                           kWords * (b * problem.grad_out_stride[0] + head * problem.hd);
+  const auto* const rows =
+      static_cast<const uint16_t*>(problem.grad_out) + kWords * (b * problem.grad_out_stride[0] + head * problem.hd);
   return {rows, nullptr, kWords * problem.grad_out_stride[1], kWords * problem.grad_out_stride[2]};
 }
 

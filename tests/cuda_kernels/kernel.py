@@ -22,7 +22,8 @@ class Bug:
 @dataclass(frozen=True)
 class Kernel:
     """`instances` are compiled by nvcc in namespace swin_fast::cuda, one to a line; `known_spills` are bytes of stack
-    of all of them, by architecture. Its driver in the emulator is tests/cusim/test_<name>.cpp.
+    of all of them, by architecture. Its driver in the emulator is tests/cusim/test_<name>.cpp; the name is the header's,
+    with `variant` where it has several.
 
     An instance makes products of matrices that it fetches by asynchronous copies, unless a comment in its line says
     that it has "no copies", since its rows may lie anywhere, or "no products", and then neither. `for_each_product` are
@@ -34,6 +35,7 @@ class Kernel:
     bugs: dict[str, Bug]
     known_spills: dict[str, int] = field(default_factory=dict)
     for_each_product: dict[str, float] = field(default_factory=dict)
+    variant: str = ""
 
     @property
     def operations(self) -> dict[str, tuple[str, ...]]:
@@ -46,7 +48,7 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        return Path(self.header).stem
+        return Path(self.header).stem + self.variant
 
     @property
     def driver(self) -> str:

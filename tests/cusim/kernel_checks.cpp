@@ -90,7 +90,8 @@ void check_tensor(const Problem& problem, const NamedTensor& tensor, const Outpu
   const char* const types[] = {" float32 ", " float16 ", " bfloat16 "};
   double& worst = report().worst[model + (types[static_cast<int>(problem.dtype)] + std::string(tensor.name))];
   double here = 0;
-  for (int64_t i = 0; i < got.size(); ++i) here = std::max(here, judge(problem, problem.dtype != ScalarType::kFloat32, got, expected, i));
+  for (int64_t i = 0; i < got.size(); ++i)
+    here = std::max(here, judge(problem, problem.dtype != ScalarType::kFloat32, got, expected, i));
   worst = std::max(worst, here);
   ++report().num_checks;
   if (here > 1)

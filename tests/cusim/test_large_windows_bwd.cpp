@@ -1,11 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// csrc/cuda/large_windows_bwd.h in the emulator.
+// csrc/cuda/large_windows_bwd.h in the emulator; in float32 where test_large_windows_bwd_float.cpp includes this.
 #include "../../csrc/cuda/large_windows_bwd.h"
 #include "kernel_checks.h"
 
 namespace swin_fast_test {
 namespace {
+
+#ifdef SWIN_FAST_FLOAT32
+const std::vector<ScalarType> kTypes = {ScalarType::kFloat32};
+const std::vector<int> kWindows = {7, 12};
+constexpr int kBytes = 4;
+
+bool takes(const Problem& p) { return swin_fast::cuda::has_large_kernels(p.hd); }
+
+template <class Run>
+void with_type(ScalarType, const Run& run) {
+  run(swin_fast::cuda::Float32{});
+}
+#else
+const std::vector<ScalarType> kTypes(std::begin(kTested), std::end(kTested));
+const std::vector<int> kWindows = {12};
+constexpr int kBytes = 2;
+
+bool takes(const Problem& p) { return swin_fast::cuda::has_large_kernels(p.hd) && (p.hd != 32 || p.area() > 64); }
+
+template <class Run>
+void with_type(ScalarType dtype, const Run& run) {
+  with_element(dtype, run);
+}
+#endif
 
 constexpr size_t kSmallSharedMemory = 40 * 1024;
 
@@ -31,7 +55,7 @@ void launch(const swin_fast::WindowAttentionBwdParams& problem, bool aligned, co
 }
 
 void large_windows(const swin_fast::WindowAttentionBwdParams& p, bool aligned, const Schedule& schedule) {
-  with_element(p.dtype, [&](auto element) {
+  with_type(p.dtype, [&](auto element) {
     const auto run = [&](auto head_dim) { launch<decltype(element), head_dim()>(p, aligned, schedule); };
     if constexpr (kFirstLook) {
       swin_fast::cuda::with_head_dim<16, 32, 96>(p, run);
@@ -41,11 +65,12 @@ void large_windows(const swin_fast::WindowAttentionBwdParams& p, bool aligned, c
   });
 }
 
-// What the lists of all kernels lack: head_dim 96; borders on both axes in a large window; masks of -inf; a window with
-// padding and several owners; norms of all kinds under cosine attention.
+// What the lists of all kernels lack: head_dim 96; borders on both axes in a large window; masks of -inf, and of little
+// more, where the first keys of a row are masked; a window with padding and several owners; norms of all kinds under
+// cosine attention.
 std::vector<Problem> own_problems() {
   std::vector<Problem> problems;
-  for (const ScalarType dtype : kTested) {
+  for (const ScalarType dtype : kTypes) {
     Problem p;
     p.dtype = dtype;
     p.nH = 2;
@@ -72,8 +97,10 @@ std::vector<Problem> own_problems() {
     p.hd = 16;
     p.wh = 9;
     p.H = p.W = 14;
-    p.mask_value = -INFINITY;
-    problems.push_back(p);
+    for (const float mask : {-INFINITY, -1e30f}) {
+      p.mask_value = mask;
+      problems.push_back(p);
+    }
 
     p.hd = 64;
     p.wh = 5;
@@ -89,7 +116,7 @@ std::vector<Problem> own_problems() {
 // Rows of scores that are wholly -inf have no gradient, and give none, whatever v holds.
 void test_dead_rows_alone() {
   Problem p;
-  p.dtype = ScalarType::kBFloat16;
+  p.dtype = kTypes.back();
   p.wh = p.H = 5;
   p.hd = 16;
   p.bias_form = BiasForm::kDense;
@@ -127,7 +154,7 @@ void test_infinite_query() {
 // The largest window, once: the definition alone takes seconds.
 void test_largest(int hd) {
   Problem p;
-  p.dtype = ScalarType::kBFloat16;
+  p.dtype = kTypes.back();
   p.wh = p.ww = p.H = 32;
   p.W = 20;
   p.sh = 5;
@@ -150,7 +177,7 @@ void test_cuts() {
     for (int area = 1; area <= 1024; ++area) {
       for (const size_t kilobytes : {99, 163, 227}) {
         Problem problem;
-        problem.dtype = ScalarType::kBFloat16;
+        problem.dtype = kTypes.back();
         problem.wh = area;
         problem.ww = 1;
         problem.hd = hd;
@@ -164,7 +191,7 @@ void test_cuts() {
         params.bias = params.logit_scale = &some;
         const auto cut = swin_fast::cuda::cut_large_bwd(params, true, 132, kilobytes * 1024, nullptr);
         const bool taken = cut.queries.warps > 0 && cut.keys.warps > 0;
-        report().check(taken || area > swin_fast::cuda::large_bwd_most_area(2 * hd), "a window has no cut");
+        report().check(taken || area > swin_fast::cuda::large_bwd_most_area(kBytes * hd), "a window has no cut");
         if (!taken) continue;
         for (const swin_fast::cuda::LargeCut& each : {cut.queries, cut.keys}) {
           report().check(each.shared_bytes <= kilobytes * 1024, "more shared memory than there is");
@@ -180,9 +207,7 @@ void test_cuts() {
 size_t test_all(bool quick) {
   test_cuts();
   std::vector<Problem> problems = own_problems();
-  for (const Problem& p : problems_for(quick, {12}, [](const Problem& each) {
-         return swin_fast::cuda::has_large_kernels(each.hd) && (each.hd != 32 || each.area() > 64);
-       })) {
+  for (const Problem& p : problems_for(quick, kTypes, kWindows, takes)) {
     // What takes longest is left out: the definition and the emulator take seconds for it.
     const int64_t windows = (p.H + p.wh - 1) / p.wh * ((p.W + p.ww - 1) / p.ww) * p.B * p.nH;
     if (windows * p.area() * p.area() * p.hd < (quick ? 1'500'000 : 9'000'000)) problems.push_back(p);
@@ -191,7 +216,7 @@ size_t test_all(bool quick) {
   test_dead_rows_alone();
   test_infinite_query();
   Problem other;
-  other.dtype = ScalarType::kBFloat16;
+  other.dtype = kTypes.back();
   other.bias_form = BiasForm::kDense;
   other.hd = 16;
   test_dead_row(large_windows, other);
