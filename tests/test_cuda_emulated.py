@@ -122,6 +122,15 @@ COSTS = (
         4731,
         (1.6, 1.2),
     ),
+    Cost(
+        "window12_bwd.h",
+        "window12_bwd<BFloat16, false>(const Window12BwdParams)",
+        12,
+        "bwd",
+        (9, 3),
+        13902,
+        (1.04, 0.85),
+    ),
 )
 WINDOWS, HEADS = (8, 16), 2
 #: Calls the op on images of one window each, and leaves the counters of each call in a file of its own.
