@@ -111,7 +111,7 @@ COSTS = (
         "fwd",
         (1,),
         2703,
-        (2.1, 1.5),
+        (2.1, 1.45),
     ),
     Cost(
         "small_windows_bwd.h",

@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) arrange_bias(const ArrangeParams p) 
     for (int e = 0; e < 4; ++e) {
       const int row = row_tile * 16 + lane / 4 + (e >> 1) * 8, key = key_tile * 8 + lane % 4 * 2 + (e & 1);
       value[e] = key < tokens ? 0.0f : -INFINITY;
-      if (key < tokens && row < tokens) value[e] = bias_of(p.problem, head, row, key, columns) * kLog2E;
+      if (key < tokens && row < tokens) value[e] = limited(bias_of(p.problem, head, row, key, columns)) * kLog2E;
     }
     store_global(static_cast<char*>(p.fragments) + i * 16, Float4{value[0], value[1], value[2], value[3]});
   }

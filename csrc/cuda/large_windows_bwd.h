@@ -184,6 +184,8 @@ struct LargeScores {
 };
 
 SWIN_FAST_DEVICE float finite_top(float top) { return top == -INFINITY ? 0.0f : top; }
+// The difference comes first: large scores times log2(e) are rounded by more than what tells them apart.
+SWIN_FAST_DEVICE float weight_of(float score, float top) { return exp2_approx((score - top) * kLog2E); }
 
 // Computes: dq of 16 * warps queries in a range of windows of one head, their rows of its part of dbias, a part of
 //           dlogit_scale, and for large_keys_bwd what makes a probability of a score.
@@ -230,8 +232,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
     if (kCosine) q.inverse_norms(inverse);
     const LargeScores<T, kHd, kCosine> scores(block, border, false, inverse);
 
-    // The statistics of a row: of this lane's keys, then of all. The largest score is times log2(e), which rounds it,
-    // but the same for the whole row: only differences of scores are told apart.
+    // The statistics of a row: of this lane's keys, then of all.
     float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f}, delta[2] = {0.0f, 0.0f}, share[2] = {0.0f, 0.0f};
     float dq[2 * Tile::kSteps][4];
     SWIN_FAST_UNROLL
@@ -270,14 +271,14 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
           for (int i = 0; i < 2; ++i) {
             const float* const low = &s[0][2 * i];
             const float* const high = &s[1][2 * i];
-            const float larger = fmaxf(top[i], fmaxf(fmaxf(low[0], low[1]), fmaxf(high[0], high[1])) * kLog2E);
-            const float base = finite_top(larger), shrunk = exp2_approx(top[i] - base);
+            const float larger = fmaxf(top[i], fmaxf(fmaxf(low[0], low[1]), fmaxf(high[0], high[1])));
+            const float base = finite_top(larger), shrunk = weight_of(top[i], base);
             top[i] = larger;
             sum[i] *= shrunk;
             delta[i] *= shrunk;
             SWIN_FAST_UNROLL
             for (int e = 0; e < 4; ++e) {
-              const float weight = exp2_approx(fmaf(s[e >> 1][2 * i + (e & 1)], kLog2E, -base));
+              const float weight = weight_of(s[e >> 1][2 * i + (e & 1)], base);
               sum[i] += weight;
               delta[i] += weight * dp[e >> 1][2 * i + (e & 1)];
             }
@@ -288,7 +289,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
         for (int j = 0; j < 2; ++j) {
           SWIN_FAST_UNROLL
           for (int e = 0; e < 4; ++e) {
-            const float weight = exp2_approx(fmaf(s[j][e], kLog2E, -top[e >> 1])) * share[e >> 1];
+            const float weight = weight_of(s[j][e], top[e >> 1]) * share[e >> 1];
             // A row that may attend to nothing weighs nothing: not 0 * NaN.
             s[j][e] = share[e >> 1] != 0.0f ? weight * (dp[j][e] - delta[e >> 1]) : 0.0f;
           }
@@ -307,7 +308,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_que
         for (int i = 0; i < 2; ++i) {
           float largest = fmaxf(top[i], shuffle_xor(top[i], 1));
           largest = finite_top(fmaxf(largest, shuffle_xor(largest, 2)));
-          const float shrunk = exp2_approx(top[i] - largest);
+          const float shrunk = weight_of(top[i], largest);
           top[i] = largest;
           sum[i] *= shrunk;
           delta[i] *= shrunk;
@@ -440,7 +441,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kHd)) large_key
           SWIN_FAST_UNROLL
           for (int e = 0; e < 4; ++e) {
             const bool odd = (e & 1) != 0, alive = (odd ? share.y : share.x) != 0.0f;
-            const float weight = exp2_approx(fmaf(s[j][e], kLog2E, odd ? -top.y : -top.x)) * (odd ? share.y : share.x);
+            const float weight = weight_of(s[j][e], odd ? top.y : top.x) * (odd ? share.y : share.x);
             const float ds = weight * (dp[j][e] - (odd ? delta.y : delta.x)) * (odd ? norms.y : norms.x);
             s[j][e] = alive ? weight : 0.0f;
             dp[j][e] = alive ? ds : 0.0f;

@@ -98,6 +98,7 @@ inline Window12BwdParams cut_window12_bwd(const WindowAttentionBwdParams& proble
                       {pieces(problem.qkv_stride[1]), pieces(problem.grad_out_stride[1])},
                       {pieces(problem.qkv_stride[2]), pieces(problem.grad_out_stride[2])},
                       {}};
+  p.problem.mask_value = limited(problem.mask_value);
   const int64_t owners = std::min<int64_t>(std::max(1, multiprocessors / problem.nH), p.all.of_all);
   p.parts = Parts::at(scratch, problem, static_cast<int32_t>(owners), PartOfBias::kReady);
   return p;

@@ -67,6 +67,9 @@ BUGS = {
     "delta is not corrected": Bug("            delta[i] *= shrunk;\n            SWIN", "            SWIN"),
     "largest score of two lanes": Bug("finite_top(fmaxf(largest, shuffle_xor(largest, 2)))", "finite_top(largest)"),
     "sum of two lanes": Bug("for (int mask = 1; mask < 4; mask *= 2) {", "for (int mask = 1; mask < 2; mask *= 2) {"),
+    "vast scores are rounded": Bug(
+        "exp2_approx((score - top) * kLog2E)", "exp2_approx(fmaf(score, kLog2E, -top * kLog2E))"
+    ),
     "a row wholly -inf is NaN": Bug("query < tokens && sum[i] != 0.0f ? reciprocal", "query < tokens ? reciprocal"),
     "queries that do not exist weigh": Bug("query < tokens && sum[i]", "sum[i]"),
     "a dead row takes NaN from v": Bug(

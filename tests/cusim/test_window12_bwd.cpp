@@ -79,6 +79,9 @@ size_t test_all(bool quick) {
   other.bias_form = BiasForm::kRelative;
   other.has_pad_value = true;
   if (!quick) test_isolation(window12, other);
+  Problem alone = other;
+  alone.B = alone.nH = 1;
+  test_vast_bias(window12, alone);
   test_exact_weights(other, quick);
   test_clamped_norms(window12, other);
   std::vector<Problem> problems;
