@@ -38,6 +38,7 @@ FORK_SECONDS = 20.0
 #: Of `Case.work`, in Triton's interpreter, and in the emulator of CUDA.
 MOST_INTERPRETED = 6
 MOST_EMULATED = 50
+FLOAT32_MIN = torch.finfo(torch.float32).min
 #: Names of the native CPU paths, from the plainest on.
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
 
@@ -76,7 +77,7 @@ class Case:
     mask_value: float = -100.0
     scale: float | None = None
     cosine: bool = False
-    values: str = "normal"  # "normal", "wide" (logits of +-30), "extreme" (+-1e4), "tiny_rows" (norms below 1e-12)
+    values: str = "normal"  # "wide" (logits of +-30), "extreme" (+-1e4), "tiny_rows" (norms below 1e-12), "shut"
     layout: str = "contiguous"  # of qkv, see `lay_out`
     grad_layout: str = "contiguous"  # of grad_out, see `lay_out_grad`
     fixed_seed: int | None = None
@@ -155,7 +156,7 @@ class Inputs:
 def make_inputs(case: Case, dtype: torch.dtype, device: str = "cpu") -> Inputs:
     """Inputs of `case`, all rounded to `dtype` first: eager then owes its error to its arithmetic alone.
 
-    bias and logit_scale are float32 numbers that `dtype` can represent (float64 for float64).
+    bias and logit_scale are float32 numbers (float64 for float64) that `dtype` can represent, but for masks.
     """
     generator = torch.Generator().manual_seed(case.seed)
 
@@ -183,17 +184,23 @@ def make_inputs(case: Case, dtype: torch.dtype, device: str = "cpu") -> Inputs:
     elif case.values == "tiny_rows":
         qkv[:, ::2, ::3, 0] *= 1e-14 / math.sqrt(hd)
         qkv[:, ::3, 1::2, 1] = 0.0
-    elif case.values != "normal":
+    elif case.values not in ("normal", "shut"):
         raise ValueError(f"values {case.values!r}")
 
     parameter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    bias = bias.to(dtype).to(parameter_dtype)
+    if case.values == "shut":
+        # Rows of nothing but the least number, or -1e30, whose softmax weighs all keys alike; and rows with one other.
+        shut = bias[:, 4:6] if case.bias == "dense" else bias[:, :Wh]  # or of the first row of queries
+        shut.copy_(torch.tensor([FLOAT32_MIN, -1e30, FLOAT32_MIN])[:nH, None, None])
+        shut[2:, 0, Ww - 1] = 0.5
     logit_scale = torch.rand(nH, generator=generator, dtype=torch.float64) * 15 + 5
     pad_value = normal(3, nH, hd)
     grad_out = normal(B, H, W, nH * hd)
     return Inputs(
         case=case,
         qkv=lay_out(qkv.to(dtype), case.layout).to(device),
-        bias=None if case.bias == "none" else bias.to(dtype).to(parameter_dtype).to(device),
+        bias=None if case.bias == "none" else bias.to(device),
         logit_scale=logit_scale.to(dtype).to(parameter_dtype).to(device) if case.cosine else None,
         pad_value=pad_value.to(dtype).to(device) if case.pad_value else None,
         grad_out=lay_out_grad(grad_out.to(dtype), case.grad_layout).to(device),
@@ -306,6 +313,15 @@ HOSTILE = (
     _square(7, 3, 2, 32, 14, mask_value=0.0),
     _square(7, 3, 2, 32, 14, mask_value=3.0),
     _square(7, 3, 2, 32, 14, mask_value=float("-inf")),
+    # Masks in the bias.
+    _square(7, 3, 3, 32, 14, values="shut"),
+    _square(7, 3, 3, 32, 7, values="shut", bias="dense", mask_value=float("-inf")),
+    _square(7, 3, 3, 32, 7, values="shut", scale=1.5, mask_value=FLOAT32_MIN),
+    _square(8, 4, 3, 32, 7, values="shut", cosine=True, mask_value=FLOAT32_MIN, pad_value=True),
+    Case(5, 4, (5, 4), (2, 3), 3, 32, values="shut", bias="dense", mask_value=FLOAT32_MIN),
+    _square(12, 6, 3, 32, 12, values="shut", mask_value=FLOAT32_MIN),
+    _square(16, 8, 3, 32, 16, values="shut", mask_value=float("-inf")),
+    Case(10, 10, (10, 9), (4, 3), 3, 32, values="shut", bias="dense", cosine=True, mask_value=FLOAT32_MIN),
     # Magnitudes.
     _square(7, 3, 2, 64, 14, values="extreme"),
     _square(8, 4, 2, 16, 15, values="extreme", bias="dense", pad_value=True),

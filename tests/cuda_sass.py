@@ -124,26 +124,26 @@ def for_each_product(code: str) -> float:
 
 
 def issued(assembly: str, counted: dict[str, float], warps: tuple[int, ...], better: Callable[[int, int], int]) -> int:
-    """The instructions of once round the loop over windows, of groups of `warps` that each go a way of their own and
-    together do what was `counted`: so many products and loads of matrices; a few more copies and at least so many
-    stores, in which some lanes may do nothing; and at most so many shuffles, of which the compiler leaves out those
-    whose result nobody wants. `better` is min or max: the ways of a window where no branch is taken that need not be,
-    and a bound for all windows.
+    """The instructions of once round the loop over windows, of groups of `warps` that each go a way of their own, or
+    round a loop of their own, make products, and together do what was `counted`: so many products and loads of
+    matrices; a few more copies and at least so many stores, in which some lanes may do nothing; and at most so many
+    shuffles, of which the compiler leaves out those whose result nobody wants. `better` is min or max: the ways of a
+    window where no branch is taken that need not be, and a bound for all windows.
 
     Raises:
         ValueError: there are no such ways.
     """
     blocks = blocks_of(assembly)
+    ways = [way for head, body in loops_of(blocks).items() for way in lengths_round(blocks, head, body, better).items()]
+    making = [(counts, length) for counts, length in ways if counts[0]]
     found = []
-    for head, body in loops_of(blocks).items():
-        ways = lengths_round(blocks, head, body, better)
-        for chosen in product(ways.items(), repeat=len(warps)):
-            group = [(number, *way) for number, way in zip(warps, chosen, strict=True)]
-            does = {kind: sum(number * counts[i] for number, counts, _ in group) for i, kind in enumerate(KINDS)}
-            exact = all(does[kind] == counted[kind] for kind in ("HMMA", "LDSM"))
-            enough = counted["LDGSTS"] <= does["LDGSTS"] <= 1.2 * counted["LDGSTS"] and counted["STG"] <= does["STG"]
-            if exact and enough and 0.9 * counted["SHFL"] <= does["SHFL"] <= counted["SHFL"]:
-                found.append(sum(number * length for number, _, length in group))
+    for chosen in product(making, repeat=len(warps)):
+        group = [(number, *way) for number, way in zip(warps, chosen, strict=True)]
+        does = {kind: sum(number * counts[i] for number, counts, _ in group) for i, kind in enumerate(KINDS)}
+        exact = all(does[kind] == counted[kind] for kind in ("HMMA", "LDSM"))
+        enough = counted["LDGSTS"] <= does["LDGSTS"] <= 1.2 * counted["LDGSTS"] and counted["STG"] <= does["STG"]
+        if exact and enough and 0.9 * counted["SHFL"] <= does["SHFL"] <= counted["SHFL"]:
+            found.append(sum(number * length for number, _, length in group))
     if not found:
-        raise ValueError(f"no way through the loop does {counted}")
+        raise ValueError(f"no way through the loops does {counted}")
     return min(found) if better is min else max(found)

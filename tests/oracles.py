@@ -159,6 +159,14 @@ def relative_index(window: tuple[int, int]) -> Tensor:
     return (relative[0] + window[0] - 1) * (2 * window[1] - 1) + relative[1] + window[1] - 1
 
 
+def _narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """In `dtype`. What is too large for it is its largest number, as libraries mask with the least one of a dtype."""
+    narrow = values.to(dtype)
+    lost = torch.isinf(narrow) & torch.isfinite(values)
+    narrow.detach()[lost] = values.detach()[lost].sign().to(dtype) * torch.finfo(dtype).max
+    return narrow
+
+
 def _softmax(scores: Tensor) -> Tensor:
     return scores.softmax(-1)
 
@@ -221,7 +229,7 @@ def eager(
         scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
         scores = scores * logit_scale.to(dtype).view(nH, 1, 1)
     if bias is not None:
-        dense = bias.to(dtype)
+        dense = _narrowed(bias, dtype)
         if case.bias == "relative":
             index = relative_index(case.window).to(bias.device)
             dense = dense.flatten(1).t()[index.view(-1)].view(case.N, case.N, nH).permute(2, 0, 1).contiguous()
@@ -230,7 +238,8 @@ def eager(
         regions = shift_regions((Ph, Pw), case.window, case.shift, qkv.device)
         regions = regions.view(Ph // Wh, Wh, Pw // Ww, Ww).permute(0, 2, 1, 3).reshape(windows, Wh * Ww)
         differ = regions[:, None, :] != regions[:, :, None]
-        mask = torch.zeros_like(differ, dtype=dtype).masked_fill(differ, case.mask_value)
+        mask_value = _narrowed(torch.tensor(case.mask_value, dtype=torch.float64, device=qkv.device), dtype)
+        mask = torch.where(differ, mask_value, torch.zeros_like(mask_value))
         scores = scores.view(B, windows, nH, case.N, case.N) + mask.unsqueeze(1).unsqueeze(0)
         scores = scores.view(B * windows, nH, case.N, case.N)
     x = softmax(scores) @ v

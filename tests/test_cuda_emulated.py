@@ -120,7 +120,7 @@ COSTS = (
         "fwd",
         (1,),
         2703,
-        (2.1, 1.5),
+        (2.1, 1.45),
     ),
     Cost(
         "small_windows_bwd.h",
@@ -130,6 +130,15 @@ COSTS = (
         (3, 1),
         4731,
         (1.6, 1.2),
+    ),
+    Cost(
+        "window12_bwd.h",
+        "window12_bwd<BFloat16, false>(const Window12BwdParams)",
+        12,
+        "bwd",
+        (9, 3),
+        13902,
+        (1.04, 0.85),
     ),
 )
 WINDOWS, HEADS = (8, 16), 2

@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(kThreads) arrange_bias(const ArrangeParams p) 
       const int row = row_tile * 16 + lane / 4 + (e >> 1) * 8, key = key_tile * 8 + lane % 4 * 2 + (e & 1);
       value[e] = key < tokens ? 0.0f : -INFINITY;
       if (key >= tokens || row >= tokens) continue;
-      value[e] = bias_of(p.problem, head, p.transposed ? key : row, p.transposed ? row : key, columns) * p.factor;
+      const int query = p.transposed ? key : row, other = p.transposed ? row : key;
+      value[e] = limited(bias_of(p.problem, head, query, other, columns)) * p.factor;
     }
     store_global(static_cast<char*>(p.fragments) + i * 16, Float4{value[0], value[1], value[2], value[3]});
   }

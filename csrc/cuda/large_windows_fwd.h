@@ -46,6 +46,7 @@ LargeFwdPlan cut_large_fwd(const WindowAttentionFwdParams& problem, int multipro
                      {}},
                     {problem, {}, nullptr}};
   LargeFwdParams& p = plan.params;
+  p.problem.mask_value = limited(problem.mask_value);
   const int64_t units = p.all.of_all * problem.nH;
   if constexpr (kWindow != 0) {
     using Sizes = SquareSizes<kWindow>;

@@ -90,6 +90,7 @@ SmallBwdParams cut_small_bwd(const WindowAttentionBwdParams& problem, int multip
                    3 * problem.nH * kRowBytes,
                    problem.H * problem.W * 3 * problem.nH * kRowBytes,
                    {}};
+  p.problem.mask_value = limited(problem.mask_value);
   // A multiprocessor has 1 KB more than a block can have, and keeps as much for itself of each block.
   const auto beside = static_cast<int64_t>((shared_memory + 1024) / (SmallBwdSizes<kWindow>::kBytes + 1024));
   const int most = problem.logit_scale != nullptr ? kSmallBwdBlocks<kWindow, true> : kSmallBwdBlocks<kWindow, false>;

@@ -192,7 +192,8 @@ struct SmallBwdWarp {
         const int apart = relative_index(grid.row(query), grid.row(key), Wh) * (2 * Ww - 1) +
                           relative_index(grid.column(query), grid.column(key), Ww);
         const bool exists = problem.bias_form != BiasForm::kNone && query < tokens && key < tokens;
-        value[e] = exists ? load_global<float>(from + (relative ? apart : query * tokens + key)) * kLog2E : 0.0f;
+        value[e] = exists ? load_global<float>(from + (relative ? apart : query * tokens + key)) : 0.0f;
+        value[e] = limited(value[e]) * kLog2E;
       }
       if (j < Sizes::kBiasTiles) {
         const Float4 four = {value[0], value[1], value[2], value[3]};

@@ -293,15 +293,33 @@ SWIN_FAST_DEVICE void exponentials(float (&s)[kKeyTiles][4], int pair, int token
   for (int i = 0; i < kRows; ++i) {
     top[i] = fmaxf(top[i], shuffle_xor(top[i], 1));
     top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));
-    // Rounded, but the same for the whole row, where it cancels: only differences of scores are told apart.
-    top[i] = top[i] == -INFINITY ? 0.0f : top[i] * factor;
+    if (top[i] == -INFINITY) top[i] = 0.0f;
     sum[i] = 0.0f;
+  }
+  // Rounded, but the same for the whole row, where it cancels: only differences of scores are told apart. Where it is
+  // rounded by more than 1, they come first.
+  float base[kRows], largest = 0.0f;
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    base[i] = top[i] * factor;
+    largest = fmaxf(largest, fabsf(base[i]));
+  }
+  if (any_lane(largest > 0x1p25f)) {
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      SWIN_FAST_UNROLL
+      for (int j = 0; j < kKeyTiles; ++j) {
+        s[j][2 * i] -= top[i];
+        s[j][2 * i + 1] -= top[i];
+      }
+      base[i] = 0.0f;
+    }
   }
   SWIN_FAST_UNROLL
   for (int j = 0; j < kKeyTiles; ++j) {
     SWIN_FAST_UNROLL
     for (int e = 0; e < 2 * kRows; ++e) {
-      s[j][e] = exp2_approx(fmaf(s[j][e], factor, -top[e >> 1]));
+      s[j][e] = exp2_approx(fmaf(s[j][e], factor, -base[e >> 1]));
       sum[e >> 1] += s[j][e];
     }
     if (kRows == 1) s[j][2] = s[j][3] = 0.0f;

@@ -92,6 +92,7 @@ inline Window12BwdParams cut_window12_bwd(const WindowAttentionBwdParams& proble
                       {pieces(problem.qkv_stride[1]), pieces(problem.grad_out_stride[1])},
                       {pieces(problem.qkv_stride[2]), pieces(problem.grad_out_stride[2])},
                       {}};
+  p.problem.mask_value = limited(problem.mask_value);
   p.parts = one_pass_parts(problem, p.all, multiprocessors, scratch);
   return p;
 }

@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(Window12::kThreads, 1) window12_bwd(const Wind
     const int row = Window12::rows_apart(lane, entries) + Window12::kSide - 1;
     const int column = Window12::columns_apart(lane, strips, i & 1) + Window12::kSide - 1;
     const int64_t entry = (int64_t{work.head} * Window12::kReach + row) * Window12::kReach + column;
-    store_shared(table + 4 * i, problem.bias != nullptr ? load_global<float>(problem.bias + entry) * kLog2E : 0.0f);
+    store_shared(table + 4 * i,
+                 problem.bias != nullptr ? limited(load_global<float>(problem.bias + entry)) * kLog2E : 0.0f);
   }
   const bool has_scores = threadIdx.x < 32 * Window12::kScoreWarps;
   int stage = 0;  // where the rows of a window lie

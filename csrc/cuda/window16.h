@@ -79,6 +79,7 @@ inline bool takes_window16_bwd(const WindowAttentionParams& problem, size_t shar
 inline Window16BwdParams cut_window16_bwd(const WindowAttentionBwdParams& problem, bool aligned, int multiprocessors,
                                           void* scratch) {
   Window16BwdParams p{problem, Windows(problem), aligned, {}};
+  p.problem.mask_value = limited(problem.mask_value);
   p.parts = one_pass_parts(problem, p.all, multiprocessors, scratch);
   return p;
 }

@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(Window16::kThreads, 1) window16_bwd(const Wind
   char* const memory = shared_memory();
   for (int i = thread; i < kReach * kReach; i += Window16::kThreads) {
     const float* const bias = problem.bias + (int64_t{work.head} * kReach * kReach + i);
-    store_shared(memory + Window16::kAtTable + 4 * i, problem.bias != nullptr ? load_global<float>(bias) * kLog2E : 0);
+    store_shared(memory + Window16::kAtTable + 4 * i,
+                 problem.bias != nullptr ? limited(load_global<float>(bias)) * kLog2E : 0.0f);
   }
   for (int i = thread; i < Window16::kApart * Window16::kPairs / 8; i += Window16::kThreads) {
     store_shared(memory + Window16::kAtBiasSums + 8 * i, Float2{0.0f, 0.0f});

@@ -4,6 +4,7 @@
 // of a row come into shared memory, and norms of rows held as fragments.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -14,6 +15,13 @@ namespace swin_fast::cuda {
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNormFloor = 1e-12f;
+
+// A bias or mask_value that kernels multiply by log2(e): finite where it was. A row of nothing but the least number is
+// weighed like one of zeros, and only where all are -inf does it weigh nothing.
+SWIN_FAST_HOST_DEVICE inline float limited(float value) {
+  constexpr float kMost = 0x1.6p127f;  // below FLT_MAX / log2(e)
+  return fabsf(value) <= FLT_MAX ? fminf(fmaxf(value, -kMost), kMost) : value;
+}
 
 // Where a token stands on its image; both -1 where it is padding.
 struct alignas(8) Pixel {

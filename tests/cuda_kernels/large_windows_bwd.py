@@ -60,9 +60,6 @@ BUGS = {
     "a dense bias has panels": Bug("problem.bias_form != BiasForm::kDense && tokens", "tokens", FRAGMENTS),
     "panels of rows that do not exist": Bug(" && tokens % (16 * made.panel) == 0;", ";", FRAGMENTS),
     "tokens that do not exist are padding": Bug("if (token >= tokens) pixel.y = kNoToken;", ""),
-    "differences of products": Bug(
-        "(score - other) * kLog2E : score", "fmaf(score, kLog2E, -(other * kLog2E)) : score"
-    ),
     "no mask": Bug("s[j][e] += block.p.problem.mask_value * kBase<T>;", "s[j][e] += 0;"),
     "regions of the neighbour": Bug("? two >> 16 : two & 0xffffu", "? two & 0xffffu : two >> 16"),
     "regions of another row": Bug("load_shared<uint16_t>(of_own + 16)", "load_shared<uint16_t>(of_own)"),

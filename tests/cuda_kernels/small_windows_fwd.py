@@ -50,6 +50,8 @@ BUGS = {
     ),
     "largest score of one lane": Bug("top[i] = fmaxf(top[i], shuffle_xor(top[i], 2));", ""),
     "sum of two lanes": Bug("sum[i] += shuffle_xor(sum[i], 2);", ""),
+    "vast scores are taken for others": Bug("if (any_lane(largest > 0x1p25f)) {", "if (false) {"),
+    "a bias over the scale is not finite": Bug("fabsf(value) <= kMost ? fminf", "false ? fminf"),
     "a row wholly -inf is NaN": Bug("sum[i] == 0.0f ? 0.0f : ", ""),
     "a shuffle of some lanes": Bug(
         "of_key[0] = shuffle(key_inverse[j], pair * 4);",

@@ -47,6 +47,9 @@ BUGS = {
     "no mask": Bug("score[j][e] += p.problem.mask_value * kLog2E;", "score[j][e] += 0;", SCORES),
     "regions of the neighbour": Bug("? two >> 16 : two & 0xffffu", "? two & 0xffffu : two >> 16", SCORES),
     "a border forgotten": Bug("borders(stage), border ? 1 : 0)", "borders(stage), 0)", RESULTS),
+    "a bias in base 2 is not finite": Bug(
+        "limited(load_global<float>(problem.bias + entry))", "load_global<float>(problem.bias + entry)"
+    ),
     "entry of the bias of the neighbour": Bug("strips, i & 1)", "strips, 0)"),
     "the bias of keys for that of queries": Bug(
         "2 * (query_tile - key_tile) + half - eight", "2 * (key_tile - query_tile) + half - eight", CUT

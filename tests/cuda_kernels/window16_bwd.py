@@ -33,6 +33,7 @@ BUGS = {
         "kAtPadSums + 4 * thread,", "kAtPadSums + 4 * (thread ^ Window::kHd),", COMMON
     ),
     "sums of dbias begin with anything": Bug("8 * i, Float2{0.0f, 0.0f});", "8 * i, Float2{1.0f, 0.0f});"),
+    "a bias in base 2 is not finite": Bug("limited(load_global<float>(bias))", "load_global<float>(bias)"),
     "the bias of another head": Bug("(int64_t{work.head} * kReach", "(int64_t{0} * kReach"),
     "rows are not waited for": Bug("  queries.receive(stage);\n  sync_threads();\n", "  queries.receive(stage);\n"),
     "no barrier between sums and weights": Bug(

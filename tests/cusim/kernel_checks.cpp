@@ -3,6 +3,8 @@
 // What every CUDA kernel is put through in the emulator, see kernel_checks.h.
 #include "kernel_checks.h"
 
+#include <cfloat>
+
 namespace swin_fast_test {
 namespace {
 
@@ -150,6 +152,48 @@ void test_dead_row(const Backward& kernel, const Problem& problem) {
       run_backward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
   for (int64_t d = 0; d < hd; ++d) report().check(d == 5 || again.dqkv[9 * hd + d] == 0, "dq", " of a dead row");
   for (int64_t j = 0; j < n; ++j) report().check(again.dbias[3 * n + j] == 0, "dbias", " of a dead row");
+}
+
+namespace {
+
+// Queries are zeros: so are all scores of the problem that the results are judged by.
+template <class Run>
+void with_vast_bias(Problem problem, const Run& run) {
+  for (const float value : {-FLT_MAX, -1e30f}) {
+    problem.mask_value = value;
+    set_context(problem.name() + ", its bias the same");
+    Inputs inputs = make_inputs(problem, 8);
+    for (int64_t i = 0; i < problem.qkv_size(); ++i) {
+      if (i / problem.hd / problem.nH % 3 == 0) inputs.qkv[i] = 0;
+    }
+    std::fill(inputs.bias.begin(), inputs.bias.end(), value);
+    const Problem vast = problem;
+    const EncodedInputs in(vast, inputs);
+    Problem flat = problem;
+    flat.mask_value = -INFINITY;
+    std::fill(inputs.bias.begin(), inputs.bias.end(), 0.0);
+    run(vast, in, flat, oracle(flat, inputs));
+  }
+}
+
+}  // namespace
+
+void test_vast_bias(const Forward& kernel, const Problem& problem) {
+  with_vast_bias(problem,
+                 [&](const Problem& vast, const EncodedInputs& in, const Problem& flat, const Results& results) {
+                   Outputs outputs;
+                   outputs.out = run_forward(kernel, vast, in, contiguous_layout(vast), true, kSchedule);
+                   check_tensor(flat, kTensors[0], outputs, results, "exact");
+                 });
+}
+
+void test_vast_bias(const Backward& kernel, const Problem& problem) {
+  with_vast_bias(problem,
+                 [&](const Problem& vast, const EncodedInputs& in, const Problem& flat, const Results& results) {
+                   const Outputs outputs = run_backward(kernel, vast, in, contiguous_layout(vast), true, kSchedule);
+                   for (size_t i = 1; i < std::size(kTensors); ++i)
+                     check_tensor(flat, kTensors[i], outputs, results, "exact");
+                 });
 }
 
 void test_clamped_norms(const Backward& kernel, Problem problem) {

@@ -125,6 +125,11 @@ void test_dead_row(const Forward& kernel, const Problem& problem);
 // bring in anything: here 0 times the infinite key, which has a score of -inf for all that do.
 void test_dead_row(const Backward& kernel, const Problem& problem);
 
+// A bias of nothing but one vast number, the least one or -1e30, which is that of the mask as well: each query weighs
+// all keys of its region alike. `problem` has a bias and a border, and no cosine attention.
+void test_vast_bias(const Forward& kernel, const Problem& problem);
+void test_vast_bias(const Backward& kernel, const Problem& problem);
+
 // Rows of q and k just below the clamp of their norm: their gradient is not projected, which would be seen.
 // `problem` is bfloat16, for float16 has no such numbers.
 void test_clamped_norms(const Backward& kernel, Problem problem);

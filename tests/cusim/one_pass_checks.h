@@ -78,6 +78,9 @@ inline size_t test_one_pass(const OnePass& tested, bool quick) {
   other.nH = 2;
   other.has_pad_value = true;
   if (!quick) test_isolation(tested.kernel, other);
+  Problem alone = other;
+  alone.B = alone.nH = 1;
+  test_vast_bias(tested.kernel, alone);
   test_exact_weights(tested, other, quick);
   test_clamped_norms(tested.kernel, other);
   std::vector<Problem> problems;

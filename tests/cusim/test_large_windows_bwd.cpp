@@ -221,10 +221,11 @@ size_t test_all(bool quick) {
   other.hd = 16;
   test_dead_row(large_windows, other);
   test_clamped_norms(large_windows, other);
+  other.sh = 3;
+  test_vast_bias(large_windows, other);
   other.B = 3;
   other.H = 10;
   other.nH = 2;
-  other.sh = 3;
   other.has_pad_value = true;
   test_isolation(large_windows, other);
   for (const Problem& problem : problems) {

@@ -238,6 +238,9 @@ size_t test_all(bool quick) {
     p.bias_form = BiasForm::kRelative;
     test_low_scores(p);
     test_nan_stays(p);
+    p.sh = 3;
+    test_vast_bias(large_windows, p);
+    p.sh = 0;
     p.bias_form = BiasForm::kNone;
     test_infinities(p);
   }

@@ -40,10 +40,11 @@ size_t test_all(bool quick) {
   other.bias_form = BiasForm::kDense;
   test_dead_row(small_windows, other);
   test_clamped_norms(small_windows, other);
+  other.sh = 3;
+  test_vast_bias(small_windows, other);
   other.B = 3;
   other.H = 10;
   other.nH = 2;
-  other.sh = 3;
   other.has_pad_value = true;
   test_isolation(small_windows, other);
   return problems.size();

@@ -56,6 +56,11 @@ size_t test_all(bool quick) {
   dead.dtype = ScalarType::kBFloat16;
   dead.bias_form = BiasForm::kDense;
   test_dead_row(small_windows, dead);
+  dead.sh = 3;
+  for (const float scale : {0.25f, 4.0f, -0.25f}) {
+    dead.scale = scale;
+    test_vast_bias(small_windows, dead);
+  }
   return problems.size();
 }
 
