@@ -185,10 +185,6 @@ struct LargeScores {
   }
 };
 
-// Of a score relative to another. The difference comes first: of scores of -1e30, as a mask may make them, the rounding
-// of a product with log2(e) would alone be more than any number has an exponential of.
-SWIN_FAST_DEVICE float weight_of(float score, float other) { return exp2_approx((score - other) * kLog2E); }
-
 SWIN_FAST_DEVICE float finite_top(float top) { return top == -INFINITY ? 0.0f : top; }
 
 // Computes: dq of 16 * warps queries in a range of windows of one head, their rows of its part of dbias, a part of

@@ -49,7 +49,9 @@ BUGS = {
     "rows behind the last one read the bias": Bug("token = token < tokens ? token : tokens - 1;", "token += 0;"),
     "tokens that do not exist are padding": Bug("if (token >= tokens) pixel.y = kNoToken;", ""),
     "differences of products": Bug(
-        "exp2_approx((score - other) * kLog2E)", "exp2_approx(fmaf(score, kLog2E, -(other * kLog2E)))"
+        "exp2_approx((score - other) * kLog2E)",
+        "exp2_approx(fmaf(score, kLog2E, -(other * kLog2E)))",
+        "csrc/cuda/windows.h",
     ),
     "no mask": Bug("s[e] += block.p.problem.mask_value;", "s[e] += 0;"),
     "regions of the neighbour": Bug("? two >> 16 : two & 0xffffu", "? two & 0xffffu : two >> 16"),
