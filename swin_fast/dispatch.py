@@ -256,10 +256,13 @@ def _why_not_cuda(problem: Problem) -> list[str]:
         reasons.append(
             "this build of the cuda backend is for sm_{}, not for sm_{}{}".format(built, *problem.capability)
         )
-    if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    taken = problem.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    if not taken:
         reasons.append(f"the cuda backend takes float32, float16 and bfloat16, not {_name(problem.dtype)}")
     if facts:
-        lacking = [name for name in ("forward", "backward") if not _has_kernel(facts[name], problem)]
+        lacking = [
+            name for name in ("forward", "backward") if not _has_kernel(facts[name], problem, any_dtype=not taken)
+        ]
         if lacking:
             size = f"{_name(problem.dtype)} N={problem.window_area} hd={problem.head_dim}"
             reasons.append(f"the cuda backend has no {' and no '.join(lacking)} kernel for {size}: left to triton")
@@ -273,13 +276,12 @@ def _runs_on(facts: dict[str, Any], capability: tuple[int, int]) -> bool:
     return binaries or any(arch <= 10 * major + minor for arch in facts["ptx"])
 
 
-def _has_kernel(kernels: list[dict[str, Any]], problem: Problem) -> bool:
-    """Of its dtype; or of any, where there are none of that for any size."""
-    own = [kernel for kernel in kernels if _name(problem.dtype) in kernel["dtypes"]]
+def _has_kernel(kernels: list[dict[str, Any]], problem: Problem, any_dtype: bool) -> bool:
     return any(
-        kernel["window_area"][0] <= problem.window_area <= kernel["window_area"][1]
+        (any_dtype or _name(problem.dtype) in kernel["dtypes"])
+        and kernel["window_area"][0] <= problem.window_area <= kernel["window_area"][1]
         and problem.head_dim in kernel["head_dims"]
-        for kernel in own or kernels
+        for kernel in kernels
     )
 
 

@@ -12,7 +12,6 @@ import pytest
 from benchmarks import lane_maps
 from test_cusim import call, emulator_flags, find_nvcc
 
-
 #: What was not asked yet when a GPU last answered: its next answers have it.
 AWAITED = {"float32"}
 

@@ -69,17 +69,13 @@ struct FloatQueries {
     for (int c = 0; c < kHd / 8; ++c) o[c][0] = o[c][1] = o[c][2] = o[c][3] = 0.0f;
   }
 
-  // Of a score relative to another. The difference comes first, as it may be exact: of scores of 1e4 even the rounding
-  // of a product with log2(e) would be seen.
-  static SWIN_FAST_DEVICE float weight(float score, float other) { return exp2_approx((score - other) * kLog2E); }
-
   // The tops become those of all lanes; what has been summed relative to the tops before shrinks by the difference.
   SWIN_FAST_DEVICE void raise(float (&largest)[2]) {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
       largest[i] = fmaxf(largest[i], shuffle_xor(largest[i], 1));
       largest[i] = fmaxf(largest[i], shuffle_xor(largest[i], 2));
-      const float shrunk = weight(top[i], largest[i]);
+      const float shrunk = weight_of(top[i], largest[i]);
       top[i] = largest[i];
       sum[i] *= shrunk;
       SWIN_FAST_UNROLL
@@ -103,7 +99,7 @@ struct FloatQueries {
     for (int j = 0; j < 2; ++j) {
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) {
-        s[j][e] = weight(s[j][e], top[e >> 1]);
+        s[j][e] = weight_of(s[j][e], top[e >> 1]);
         sum[e >> 1] += s[j][e];
       }
     }
@@ -207,7 +203,7 @@ __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdS
     sync_threads();  // nobody reads pixels and rows of the window before any more
     for (int token = threadIdx.x; token < rows; token += threads) {
       const int y = token / columns, x = token - y * columns;
-      Pixel pixel;
+      Pixel pixel{0, 0};
       const bool real = token < tokens && p.all.pixel(at, y, x, &pixel.y, &pixel.x);
       const int64_t place = pixel.y * problem.qkv_stride[1] + pixel.x * problem.qkv_stride[2];
       store_shared(places + 8 * token, real ? 4 * place : int64_t{token < tokens ? kPadding : kNoToken});
@@ -346,7 +342,8 @@ FloatFwdPlan cut_float_fwd(const WindowAttentionFwdParams& problem, int multipro
   FloatFwdParams& p = plan.params;
   const int64_t rounds = ceil_div(tiles, Sizes::kMostWarps);
   p.warps = static_cast<int32_t>(ceil_div(tiles, rounds));
-  p.blocks = static_cast<int32_t>(std::min(p.all.of_all * problem.nH, int64_t{16} * multiprocessors));
+  // As many as run at a time: of 16 a multiprocessor, 5.3 rounds of three, the last third would leave two idle.
+  p.blocks = static_cast<int32_t>(std::min(p.all.of_all * problem.nH, int64_t{Sizes::kBlocks} * multiprocessors));
   plan.threads = 32 * p.warps;
   plan.shared_bytes = Sizes::shared_bytes(tokens, p.warps);
   return plan;

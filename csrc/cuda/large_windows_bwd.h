@@ -165,11 +165,10 @@ struct LargeScores {
   }
 };
 
-// Of a score relative to another. In float32 the difference comes first: of scores of -1e30, as a mask may make them, the
-// rounding of a product with log2(e) would alone be more than any number has an exponential of.
+// Of a score relative to another, in the base of scores.
 template <class T>
 SWIN_FAST_DEVICE float weight_of(float score, float other) {
-  return exp2_approx(is_float<T> ? (score - other) * kLog2E : score - other);
+  return is_float<T> ? weight_of(score, other) : exp2_approx(score - other);
 }
 
 SWIN_FAST_DEVICE float finite_top(float top) { return top == -INFINITY ? 0.0f : top; }

@@ -23,6 +23,10 @@ SWIN_FAST_HOST_DEVICE inline float limited(float value) {
   return fabsf(value) <= FLT_MAX ? fminf(fmaxf(value, -kMost), kMost) : value;
 }
 
+// Of a score relative to another. The difference comes first: of scores of -1e30, as a mask may make them, the rounding
+// of a product with log2(e) would alone be more than any number has an exponential of.
+SWIN_FAST_DEVICE float weight_of(float score, float other) { return exp2_approx((score - other) * kLog2E); }
+
 // Where a token stands on its image; both -1 where it is padding.
 struct alignas(8) Pixel {
   int32_t y, x;

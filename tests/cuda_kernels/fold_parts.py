@@ -21,7 +21,7 @@ BUGS = {
     "parts of the first head for all": Bug("from + head * owners * size + element", "from + element"),
     "dlogit_scale from another's parts": Bug("of_scale ? p.parts.dlogit_scale", "of_scale ? p.parts.dpad_value"),
     "a chunk of dpad_value is left out": Bug("(2 * problem.hd + 31) / 32 : 0", "2 * problem.hd / 32 : 0"),
-    "the gradient of a padded query is left out": Bug("store_global(to, uint16_t{0});", ""),
+    "the gradient of a padded query is left out": Bug("store_global(to, Stored<T>{0});", ""),
     "elements of float32 are of 16 bits": Bug("std::conditional_t<is_float<T>, float, uint16_t>", "uint16_t"),
     "dv of padding in the place of dk": Bug("to + 2 * row - problem.hd", "to + row - problem.hd"),
     "the dense gradient of a relative bias": Bug(

@@ -22,8 +22,8 @@ class Bug:
 @dataclass(frozen=True)
 class Kernel:
     """`instances` are compiled by nvcc in namespace swin_fast::cuda, one to a line; `known_spills` are bytes of stack
-    of all of them, by architecture. Its driver in the emulator is tests/cusim/test_<name>.cpp; the name is the header's,
-    with `variant` where it has several.
+    of all of them, by architecture. Its driver in the emulator is tests/cusim/test_<name>.cpp; the name is that of the
+    header and of the `variant`, where there are several.
 
     An instance makes products of matrices that it fetches by asynchronous copies, unless a comment in its line says
     that it has "no copies", since its rows may lie anywhere, or "no products", and then neither. `for_each_product` are

@@ -158,7 +158,7 @@ void test_infinities(Problem problem) {
     with_key.qkv[pixel * 3 * hd] = pixel % 2 == 0 ? 1 : round_to(problem.dtype, 0.3);
   }
   with_query.qkv[5 * 3 * hd] = INFINITY;
-  with_key.qkv[(6 * 3 + 1) * hd] = -INFINITY;
+  for (const int64_t of : {6, 12}) with_key.qkv[(of * 3 + 1) * hd] = -INFINITY;  // one of each tile of a product
   with_value.qkv[(last * 3 + 2) * hd] = INFINITY;
   Outputs query, key, value;
   query.out = forward(problem, with_query);
