@@ -29,7 +29,7 @@ void FloatWindowsFwd::launch(const WindowAttentionFwdParams& problem, const Gpu&
     constexpr int kHd = decltype(head_dim)::value;
     plan.arrange.fragments = scratch;
     plan.params.fragments = scratch;
-    if (plan.workspace_bytes() > 0) launcher(arrange_bias<256>, plan.arrange_blocks(), 256, 0, plan.arrange);
+    if (plan.workspace_bytes() > 0) launcher(arrange_bias<256>, plan.arrange.blocks(256), 256, 0, plan.arrange);
     with_constant(problem.logit_scale != nullptr, [&](auto cosine) {
       with_constant(aligned(problem), [&](auto chunks) {
         launcher(float_windows_fwd<kHd, decltype(cosine)::value, decltype(chunks)::value>, plan.params.blocks,

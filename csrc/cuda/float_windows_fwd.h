@@ -317,7 +317,7 @@ __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdS
   }
 }
 
-// How a call runs: with a bias first arrange_bias(arrange) with any grid, for instance arrange_blocks() of 256 threads,
+// How a call runs: with a bias first arrange_bias(arrange) with any grid, for instance arrange.blocks(256) of 256 threads,
 // after arrange.fragments and params.fragments were set to workspace_bytes() bytes, aligned to 16. Then
 //   float_windows_fwd<kHd, kCosine, kAligned>(params)
 // with grid params.blocks, `threads` and `shared_bytes`. Nothing is to be launched where params.all.of_all is 0.
@@ -328,9 +328,6 @@ struct FloatFwdPlan {
   size_t shared_bytes = 0;
 
   int64_t workspace_bytes() const { return params.problem.bias_form == BiasForm::kNone ? 0 : arrange.layout.bytes(); }
-  int arrange_blocks() const {
-    return static_cast<int>(std::min(ceil_div(workspace_bytes(), 16 * 256), int64_t{4096}));
-  }
 };
 
 template <int kHd>

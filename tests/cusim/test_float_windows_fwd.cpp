@@ -19,7 +19,7 @@ void launch(const WindowAttentionFwdParams& problem, bool aligned, const Schedul
   plan.arrange.fragments = fragments->data();
   plan.params.fragments = fragments->data();
   if (plan.workspace_bytes() > 0) {
-    judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(plan.arrange_blocks()), 256, 0,
+    judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(plan.arrange.blocks(256)), 256, 0,
                                [&] { arrange_bias<256>(plan.arrange); }));
   }
   fragments->make_read_only();

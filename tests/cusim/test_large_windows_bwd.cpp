@@ -132,7 +132,7 @@ void test_dead_rows_alone() {
 // So has a query whose products with all keys are -inf, and behind the window there are keys, whose product is NaN.
 void test_infinite_query() {
   Problem p;
-  p.dtype = ScalarType::kBFloat16;
+  p.dtype = kTypes.back();
   p.wh = p.H = 5;
   p.hd = 16;
   p.bias_form = BiasForm::kDense;

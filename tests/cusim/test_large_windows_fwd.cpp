@@ -29,7 +29,7 @@ void launch(LargeFwdPlan plan, const Schedule& schedule, const Kernel& kernel) {
   const auto fragments = output_buffer(plan.workspace_bytes() / 4, ScalarType::kFloat32, schedule.side());
   plan.arrange.fragments = fragments->data();
   plan.params.fragments = fragments->data();
-  judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(plan.arrange_blocks()), 256, 0,
+  judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(plan.arrange.blocks(256)), 256, 0,
                              [&] { swin_fast::cuda::arrange_bias<256>(plan.arrange); }));
   fragments->make_read_only();
   judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(plan.params.blocks),
