@@ -339,7 +339,7 @@ FloatFwdPlan cut_float_fwd(const WindowAttentionFwdParams& problem, int multipro
   FloatFwdParams& p = plan.params;
   const int64_t rounds = ceil_div(tiles, Sizes::kMostWarps);
   p.warps = static_cast<int32_t>(ceil_div(tiles, rounds));
-  // As many as run at a time: of 16 a multiprocessor, 5.3 rounds of three, the last third would leave two idle.
+  // As many as run at a time: 16 a multiprocessor would take 5.3 rounds of three, and two thirds of the last be idle.
   p.blocks = static_cast<int32_t>(std::min(p.all.of_all * problem.nH, int64_t{Sizes::kBlocks} * multiprocessors));
   plan.threads = 32 * p.warps;
   plan.shared_bytes = Sizes::shared_bytes(tokens, p.warps);

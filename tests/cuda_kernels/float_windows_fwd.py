@@ -111,5 +111,5 @@ BUGS = {
 }
 
 KERNEL = Kernel(
-    HEADER, INSTANCES, BUGS, known_spills={"sm_100": 8}, for_each_product={"float_windows_fwd<32, false, true>": 7.21}
+    HEADER, INSTANCES, BUGS, known_spills={"sm_100": 8}, for_each_product={"float_windows_fwd<32, false, true>": 7.05}
 )

@@ -31,9 +31,6 @@ BUGS = {
     ),
     "radial of two lanes": Bug("      radial[i] += shuffle_xor(radial[i], 2);\n", "", ROWS),
     "the norm of a part of a row": Bug("piece < Tile::kPieces / 4; ++piece", "piece < 1; ++piece", ROWS),
-    "norms of elements of 16 bits": Bug(
-        "  if constexpr (is_float<T>) {\n    Float4", "  if constexpr (false) {\n    Float4", NORMS
-    ),
     "norms corrected the wrong way": Bug(
         "fmaf(-squares * inverse, inverse, 1.0f)", "fmaf(squares * inverse, inverse, 1.0f)", NORMS
     ),
