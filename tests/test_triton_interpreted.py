@@ -23,7 +23,7 @@ from torch import Tensor
 
 import oracles
 import triton_interpreter
-from cases import DTYPE_IDS, DTYPES, Case, make_inputs
+from cases import ALL, DTYPE_IDS, DTYPES, Case, make_inputs
 from comparison import check
 from swin_fast.backends import triton_bwd, triton_fwd, triton_launch, triton_plan, triton_window
 from swin_fast.backends.configs import Parameters, two_powers
@@ -96,6 +96,21 @@ def test_a_mend_of_the_interpreter_works_and_is_needed(works: Callable[[], bool]
         assert not works(), "the interpreter does this by itself now: the mend can go"
     finally:
         triton_interpreter.install()
+
+
+# ------------------------------------------------------------------------------------------------ the largest problems
+
+
+#: Windows of 1,024 tokens, at 500 s of CPU time for four of them, and 70,225 windows, at 46 ms each: too much for CI.
+LARGEST = [case for case in ALL if case.N == 1024 or case.H > 500]
+
+
+@pytest.mark.hours
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=DTYPE_IDS.get)
+@pytest.mark.parametrize("case", LARGEST, ids=str)
+def test_the_largest_problems(case: Case, dtype: torch.dtype) -> None:
+    """What conftest leaves out of the tests of all backends, as it takes hours."""
+    verdict(case, dtype)
 
 
 # -------------------------------------------------------------------------------------------------------- determinism
