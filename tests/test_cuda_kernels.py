@@ -56,10 +56,11 @@ class Checks:
 
     def build(self, driver: Path, program: Path) -> Path:
         """`driver` stands in a tree that has csrc and tests. Of its headers those that are the same as here are not
-        read again; of those of the checks none may differ.
+        read again; of those of the checks none may differ. The checks come first: of an inline function that both have,
+        the linker keeps theirs, which is optimised.
         """
         header = ["-include", self.folder / "kernel_checks.h", "-I", driver.parents[1]]
-        call([*self.flags, *header, driver, self.folder / "kernel_checks.o", "-o", program])
+        call([*self.flags, *header, self.folder / "kernel_checks.o", driver, "-o", program])
         return program
 
 
