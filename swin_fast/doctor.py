@@ -329,7 +329,7 @@ def _text(value: Any) -> str:
 def _item(value: Any) -> str:
     if isinstance(value, dict):  # kernels of CUDA
         (least, most), heads = value["window_area"], ", ".join(map(str, value["head_dims"]))
-        return f"{value['name']} (N {least} to {most}, hd {heads})"
+        return f"{value['name']} ({', '.join(value['dtypes'])}; N {least} to {most}, hd {heads})"
     return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -2,7 +2,7 @@
 //
 // The products of row_tiles.h for rows of float32. Tensor cores know 11 of their 24 significant bits: a number is split
 // in two that have 11 or 12 each, and of the four products of two numbers three are computed; the fourth is 2^-22 of
-// the first. What is not finite has no second part.
+// the first. Of what is not finite that is NaN, and such products are computed again.
 //
 // Tensor cores also cut off what they add, always towards zero: nothing is summed by them over more than 16 rows or the
 // channels of one, and small products before large ones, or apart from them. Longer sums are of float32 additions.
@@ -58,8 +58,9 @@ SWIN_FAST_DEVICE void add_large(float (&d)[4], const SplitLeft& a, const SplitFl
   mma_m16n8k8_tf32(d, a.upper, b0.upper, b1.upper);
 }
 
-// Rows of sums. A lane reads four channels at once as a right side: column g of four tiles, or two of two where head_dim
-// is 16. So of a row of sums, of which it has columns 2t and 2t + 1 of each tile, it has eight channels in a row, or four.
+// Rows of sums. A lane reads four channels at once as a right side: column g of four tiles, or two of two where
+// head_dim is 16. So of a row of sums, of which it has columns 2t and 2t + 1 of each tile, it has eight channels in a
+// row, or four.
 template <int kHd>
 struct FloatSums {
   static constexpr int kSlab = kHd >= 32 ? 4 : 2;  // tiles

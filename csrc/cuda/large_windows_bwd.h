@@ -179,9 +179,10 @@ SWIN_FAST_DEVICE float finite_top(float top) { return top == -INFINITY ? 0.0f : 
 //           over the keys twice: for the statistics of its rows, and for dS.
 // Memory:   q and dO once, k and v once for each tile of queries, or twice where their chunks do not all have a place;
 //           12 bytes of statistics a token and head; the bias from the caches; dbias stays in shared memory.
-// Numerics: products in the input dtype with float32 accumulators; scores, softmax and sums in float32. Each lane keeps
-//           largest score, sum and delta of its keys, corrected when a larger score comes; lanes are added at the end.
-//           dS rounded for its product. Nothing of dq depends on owners, warps or chunks.
+// Numerics: products in the input dtype with float32 accumulators, in float32 as float_rows.h has them; scores,
+//           softmax and sums in float32. Each lane keeps largest score, sum and delta of its keys, corrected when a
+//           larger score comes; lanes are added at the end. dS rounded for its product. Nothing of dq depends on
+//           owners, warps or chunks.
 // Source:   Dao et al. 2022, FlashAttention, for dS = P (dP - delta); written for this project.
 template <class T, int kHd, bool kCosine>
 __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kElementBytes<T>* kHd))

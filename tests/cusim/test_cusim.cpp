@@ -173,8 +173,8 @@ void test_mma() {
         std::to_string(hardware));
 }
 
-// The largest error of products of numbers of float32, of which each knows 11 significant bits; without `cuts`, as if it
-// knew them all.
+// The largest error of products of numbers of float32, which know 11 significant bits of each; without `cuts`, as if
+// they knew them all.
 double largest_float_mma_error(cusim::Math math, uint32_t seed, bool cuts) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
