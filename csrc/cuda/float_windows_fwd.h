@@ -317,8 +317,8 @@ __global__ void __launch_bounds__(32 * FloatFwdSizes<kHd>::kMostWarps, FloatFwdS
   }
 }
 
-// How a call runs: with a bias first arrange_bias(arrange) with any grid, for instance arrange.blocks(256) of 256 threads,
-// after arrange.fragments and params.fragments were set to workspace_bytes() bytes, aligned to 16. Then
+// How a call runs: with a bias first arrange_bias(arrange) with any grid, for instance arrange.blocks(256) of 256
+// threads, after arrange.fragments and params.fragments were set to workspace_bytes() bytes, aligned to 16. Then
 //   float_windows_fwd<kHd, kCosine, kAligned>(params)
 // with grid params.blocks, `threads` and `shared_bytes`. Nothing is to be launched where params.all.of_all is 0.
 struct FloatFwdPlan {
