@@ -124,7 +124,8 @@ __global__ void __launch_bounds__(kThreads) arrange_bias(const ArrangeParams p) 
       value[e] = key < tokens ? 0.0f : -INFINITY;
       if (key >= tokens || row >= tokens) continue;
       const int query = p.transposed ? key : row, other = p.transposed ? row : key;
-      value[e] = limited(bias_of(p.problem, head, query, other, columns)) * p.factor;
+      const float entry = bias_of(p.problem, head, query, other, columns);
+      value[e] = p.factor == 1.0f ? entry : limited(entry) * p.factor;
     }
     store_global(static_cast<char*>(p.fragments) + i * 16, Float4{value[0], value[1], value[2], value[3]});
   }

@@ -127,7 +127,7 @@ inline LargeCut cut_large(const LargeBwdParams& p, int multiprocessors, size_t s
 inline LargeBwdParams cut_large_bwd(const WindowAttentionBwdParams& problem, bool aligned, int multiprocessors,
                                     size_t shared_memory, void* scratch) {
   LargeBwdParams p{problem, Windows(problem), aligned};
-  p.problem.mask_value = limited(problem.mask_value);
+  if (problem.dtype != ScalarType::kFloat32) p.problem.mask_value = limited(problem.mask_value);  // as the bias is
   p.rows = static_cast<int32_t>(ceil_div(problem.window_area(), 16) * 16);
   p.queries = cut_large(p, multiprocessors, shared_memory, false);
   p.keys = cut_large(p, multiprocessors, shared_memory, true);

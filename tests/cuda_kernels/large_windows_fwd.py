@@ -149,11 +149,7 @@ BUGS = {
         "mma_m16n8k16<T>(sum[r], weights[r], ones[0], 0);",
         TILES,
     ),
-    "a bias in base 2 is not finite": Bug(
-        "limited(bias_of(p.problem, head, query, other, columns))",
-        "bias_of(p.problem, head, query, other, columns)",
-        BIAS,
-    ),
+    "a bias in base 2 is not finite": Bug("entry : limited(entry) * p.factor", "entry : entry * p.factor", BIAS),
     "a row wholly -inf is NaN": Bug("sum[r][2 * i] == 0.0f ? 0.0f : ", "", TILES),
     "no mask": Bug("score[e] += mask;", ";", TILES),
     "regions of the neighbour": Bug("(regions >> 16 * (e & 1) & 0xffff)", "(regions >> 16 * (~e & 1) & 0xffff)", TILES),
