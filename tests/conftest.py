@@ -13,6 +13,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,8 +129,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(name, parameters, ids=_id, indirect=True)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist would begin with the file of most tests
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Interpreter and emulator are given cases of a few windows alone: what they compute, not how much, differs."""
+    """Interpreter and emulator are given cases of a few windows alone: what they compute, not how much, differs.
+
+    Of the slow tests the files with few begin: theirs take minutes each, while the file with most has all cores.
+    """
+    if config.option.markexpr == "slow":
+        number = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: (number[item.path], item.path))
     if not INTERPRETED and not EMULATED:
         return
     most = MOST_INTERPRETED if INTERPRETED else MOST_EMULATED
