@@ -120,6 +120,27 @@ void test_forward(const Forward& kernel, const Problem& problem, uint64_t seed) 
   check_tensor(problem, kTensors[0], like_hardware, results, "hardware-like");
 }
 
+void test_nan_stays(const Forward& kernel, Problem problem) {
+  problem.H = problem.wh;
+  problem.W = 2 * problem.ww;
+  set_context(problem.name() + ", NaN in a window");
+  Inputs inputs = make_inputs(problem, 3);
+  const auto forward = [&] {
+    return run_forward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
+  };
+  const Tensor before = forward();
+  for (int which = 1; which < 3; ++which) inputs.qkv[((problem.W + 2) * 3 + which) * problem.nH * problem.hd] = NAN;
+  const Tensor after = forward();
+  const int64_t row = int64_t{problem.nH} * problem.hd;
+  for (int64_t pixel = 0; pixel < problem.H * problem.W; ++pixel) {
+    if (pixel % problem.W < problem.ww) {
+      report().check(std::isnan(after[pixel * row]), "out", " of a window with NaN");
+    } else {
+      report().check(same_bits(before, pixel * row, after, pixel * row, row), "out", " of another window");
+    }
+  }
+}
+
 void test_dead_row(const Forward& kernel, const Problem& problem) {
   set_context(problem.name() + ", a row of its bias -inf");
   Inputs inputs = make_inputs(problem, 5);

@@ -118,6 +118,9 @@ void check_tensor(const Problem& problem, const NamedTensor& tensor, const Outpu
 
 void test_forward(const Forward& kernel, const Problem& problem, uint64_t seed);
 
+// NaN in k and v of one window reaches the results of this window, all of them, and no other.
+void test_nan_stays(const Forward& kernel, Problem problem);
+
 // A row of scores that is wholly -inf gives 0, whatever v holds. `problem` has a dense bias and one window.
 void test_dead_row(const Forward& kernel, const Problem& problem);
 

@@ -105,25 +105,6 @@ Tensor forward(const Problem& problem, const Inputs& inputs) {
                      kSchedule);
 }
 
-// NaN in k and v of one window reaches the results of this window, all of them, and no other.
-void test_nan_stays(Problem problem) {
-  problem.H = problem.wh;
-  problem.W = 2 * problem.ww;
-  set_context(problem.name() + ", NaN in a window");
-  Inputs inputs = make_inputs(problem, 3);
-  const Tensor before = forward(problem, inputs);
-  for (int which = 1; which < 3; ++which) inputs.qkv[((problem.W + 2) * 3 + which) * problem.nH * problem.hd] = NAN;
-  const Tensor after = forward(problem, inputs);
-  const int64_t row = int64_t{problem.nH} * problem.hd;
-  for (int64_t pixel = 0; pixel < problem.H * problem.W; ++pixel) {
-    if (pixel % problem.W < problem.ww) {
-      report().check(std::isnan(after[pixel * row]), "out", " of a window with NaN");
-    } else {
-      report().check(same_bits(before, pixel * row, after, pixel * row, row), "out", " of another window");
-    }
-  }
-}
-
 // NaN in the value of padding reaches no window that has none, though its last tile may have rows without tokens.
 void test_nan_in_padding(Problem problem) {
   problem.H = problem.wh;
@@ -205,7 +186,7 @@ size_t test_all(bool quick) {
     p.bias_form = BiasForm::kDense;
     test_dead_row(float_windows, p);
     p.bias_form = BiasForm::kRelative;
-    test_nan_stays(p);
+    test_nan_stays(float_windows, p);
     test_nan_in_padding(p);
     test_largest_numbers(p);
     p.bias_form = BiasForm::kNone;

@@ -164,25 +164,6 @@ Tensor forward(const Problem& problem, const Inputs& inputs) {
                      kSchedule);
 }
 
-// NaN in k and v of one window reaches the results of this window, all of them, and no other.
-void test_nan_stays(Problem problem) {
-  problem.H = problem.wh;
-  problem.W = 2 * problem.ww;
-  set_context(problem.name() + ", NaN in a window");
-  Inputs inputs = make_inputs(problem, 3);
-  const Tensor before = forward(problem, inputs);
-  for (int which = 1; which < 3; ++which) inputs.qkv[((problem.W + 2) * 3 + which) * problem.nH * problem.hd] = NAN;
-  const Tensor after = forward(problem, inputs);
-  const int64_t row = int64_t{problem.nH} * problem.hd;
-  for (int64_t pixel = 0; pixel < problem.H * problem.W; ++pixel) {
-    if (pixel % problem.W < problem.ww) {
-      report().check(std::isnan(after[pixel * row]), "out", " of a window with NaN");
-    } else {
-      report().check(same_bits(before, pixel * row, after, pixel * row, row), "out", " of another window");
-    }
-  }
-}
-
 // Infinities do what they do in the definition, also where a block of keys has more than the window, or a slab more
 // than a row: a query whose scores are all -inf gives 0; a key whose scores are -inf has no weight; an infinite value
 // is the result of all who see it.
@@ -230,7 +211,7 @@ size_t test_all(bool quick) {
     test_dead_row(large_windows, p);
     p.bias_form = BiasForm::kRelative;
     test_low_scores(p);
-    test_nan_stays(p);
+    test_nan_stays(large_windows, p);
     p.sh = 3;
     test_vast_bias(large_windows, p);
     p.sh = 0;
