@@ -44,6 +44,23 @@ struct OnePassWork {
   }
 };
 
+// Ends the fetch of own rows of a warp, of which each lane has a piece of kCount, and finds their norms.
+template <class T, bool kCosine, int kCount, class Warp>
+SWIN_FAST_DEVICE void receive_rows(const Warp& warp, int stage) {
+  copy_async_wait<0>();
+  SWIN_FAST_UNROLL
+  for (int i = 0; i < kCount && kCosine; ++i) {  // of each row a lane reads the piece that it has fetched
+    const int row = 8 * i + warp.quad;
+    char* const norm = warp.norms(stage) + 4 * (warp.own + row);
+    char *const of_key = norm + Warp::kKeyNorms, *const of_query = norm + Warp::kQueryNorms;
+    const float key = prepare_norm<T, Warp::kHd, true>(warp.keys(stage, warp.own), row, of_key, warp.lane);
+    const float query = prepare_norm<T, Warp::kHd, true>(warp.queries(stage, warp.own), row, of_query, warp.lane);
+    if (warp.pair != 0) continue;
+    store_shared(of_key + Warp::kWhole, key);
+    store_shared(of_query + Warp::kWhole, query);
+  }
+}
+
 // Gradients of rows from sums of dS times rows of the other side, where dS came times the norms of both: `norm` is what
 // is left of that of row lane / 4, the whole of it lies `whole` bytes behind, and both of the row + 8 are 32 bytes on.
 template <class T, int kHd>

@@ -151,18 +151,7 @@ struct Window16Warp {
   }
 
   // Ends it.
-  SWIN_FAST_DEVICE void receive(int stage) const {
-    copy_async_wait<0>();
-    SWIN_FAST_UNROLL
-    for (int i = 0; i < kRows / 8 && kCosine; ++i) {  // of each row a lane reads the piece that it has fetched
-      char* const norm = norms(stage) + 4 * (own + 8 * i + quad);
-      const float of_key = prepare_norm<T, kHd, true>(keys(stage, own), 8 * i + quad, norm + kKeyNorms, lane);
-      const float of_query = prepare_norm<T, kHd, true>(queries(stage, own), 8 * i + quad, norm + kQueryNorms, lane);
-      if (pair != 0) continue;
-      store_shared(norm + kWhole + kKeyNorms, of_key);
-      store_shared(norm + kWhole + kQueryNorms, of_query);
-    }
-  }
+  SWIN_FAST_DEVICE void receive(int stage) const { receive_rows<T, kCosine, kRows / 8>(*this, stage); }
 };
 
 }  // namespace swin_fast::cuda

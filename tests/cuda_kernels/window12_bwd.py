@@ -28,7 +28,7 @@ BUGS = {
     ),
     "dq of the window behind": Bug("scores.compute_queries(1 - stage);", "scores.compute_queries(stage);"),
     "dk and dv of the window behind": Bug("results.compute(1 - stage);", "results.compute(stage);"),
-    "a wait that is too weak": Bug("copy_async_wait<0>();", "copy_async_wait<1>();", RESULTS),
+    "a wait that is too weak": Bug("copy_async_wait<0>();", "copy_async_wait<1>();", "csrc/cuda/one_pass_bwd.h"),
     "it ends with copies on their way": Bug("goes_on = i + 1 < work.windows;", "goes_on = i < work.windows;"),
     "rows of padding come from the image": Bug(
         "aligned && problem.H % Window12::kSide == 0 && problem.W", "aligned && problem.W", CUT

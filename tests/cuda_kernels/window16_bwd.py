@@ -69,10 +69,8 @@ BUGS = {
     "columns of the second half": Bug("column = i % 2 * 8 + quad,", "column = quad,", SIZES),
     "a border forgotten": Bug("borders(stage), border ? 1 : 0)", "borders(stage), 0)", SIZES),
     "regions of the row above": Bug("p.all.region(place, row, column)", "p.all.region(place, 0, column)", SIZES),
-    "a wait that is too weak": Bug("copy_async_wait<0>();", "copy_async_wait<1>();", SIZES),
-    "norms of keys are those of queries": Bug(
-        "store_shared(norm + kWhole + kKeyNorms, of_key);", "store_shared(norm + kWhole + kKeyNorms, of_query);", SIZES
-    ),
+    "a wait that is too weak": Bug("copy_async_wait<0>();", "copy_async_wait<1>();", COMMON),
+    "norms of keys are those of queries": Bug("kWhole, key);", "kWhole, query);", COMMON),
     "v of the other tile": Bug("{values(own + 16), lane}", "{values(own), lane}", KEYS),
     "half of the channels twice": Bug(
         "others.b[channels][2], others.b[channels][3]", "others.b[0][2], others.b[0][3]", KEYS
