@@ -65,6 +65,24 @@ def counted(out, first, last):
     tl.store(out, count)
 
 
+@triton.jit
+def summed(a, b, total, N: tl.constexpr, ADDED: tl.constexpr):
+    i = tl.arange(0, N)
+    at = i[:, None] * N + i[None, :]
+    if ADDED:
+        found = triton_window.add_product(tl.load(total + at), tl.load(a + at), tl.load(b + at), "ieee")
+    else:
+        found = tl.dot(tl.load(a + at), tl.load(b + at), tl.load(total + at), input_precision="ieee")
+    tl.store(total + at, found)
+
+
+def sums_in_a_chain(added: bool = False) -> bool:
+    """2^24 + 16 ones, one by one, is 2^24 in float32."""
+    total = torch.full((16, 16), 2.0**24)
+    summed[(1,)](torch.ones(16, 16), torch.ones(16, 16), total, N=16, ADDED=added)
+    return bool((total == 2.0**24).all())
+
+
 def multiplies() -> bool:
     a, b = torch.randn(2, 16, 16).bfloat16()
     out = torch.empty(16, 16)
@@ -88,7 +106,7 @@ def counts() -> bool:
     return out.item() == 3
 
 
-@pytest.mark.parametrize("works", [multiplies, rounds, counts])
+@pytest.mark.parametrize("works", [multiplies, rounds, counts, sums_in_a_chain])
 def test_a_mend_of_the_interpreter_works_and_is_needed(works: Callable[[], bool]) -> None:
     assert works()
     triton_interpreter.uninstall()
@@ -96,6 +114,10 @@ def test_a_mend_of_the_interpreter_works_and_is_needed(works: Callable[[], bool]
         assert not works(), "the interpreter does this by itself now: the mend can go"
     finally:
         triton_interpreter.install()
+
+
+def test_products_of_blocks_are_summed_by_themselves() -> None:
+    assert not sums_in_a_chain(added=True)
 
 
 # ------------------------------------------------------------------------------------------------ the largest problems

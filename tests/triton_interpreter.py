@@ -2,9 +2,10 @@
 """Triton's interpreter, mended for tests.
 
 numpy has no bfloat16: the interpreter multiplies bit patterns in `tl.dot` as if they were integers (triton-lang/triton
-issue 11584), cuts float32 off instead of rounding it, and makes large numbers of very small ones. And a computed bound
-of a loop is an array of one number, which recent numpy does not take for an index. `test_triton_interpreted.py` fails
-as soon as a mend is not needed any more.
+issue 11584), cuts float32 off instead of rounding it, and makes large numbers of very small ones. A computed bound of a
+loop is an array of one number, which recent numpy does not take for an index. And a product in float32 that is added to
+a sum is computed first and then added, where a GPU adds its terms to the sum, one by one, which is less exact.
+`test_triton_interpreted.py` fails as soon as a mend is not needed any more.
 """
 
 from __future__ import annotations
@@ -35,10 +36,21 @@ def uninstall() -> None:
 
 
 def _dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
-    if getattr(a.dtype, "scalar", a.dtype) != tl.bfloat16:
+    element = getattr(a.dtype, "scalar", a.dtype)
+    if element == tl.float32 and d.data.any():
+        return interpreter.TensorHandle(_chain(a.data, b.data, d.data), d.dtype.scalar)
+    if element != tl.bfloat16:
         return _ORIGINALS[interpreter.InterpreterBuilder, "create_dot"](self, a, b, d, *options)
     product = np.matmul(_by_value(a.data), _by_value(b.data), dtype=d.data.dtype)
     return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+
+def _chain(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """total + a @ b, each term multiplied and added with one rounding."""
+    for i in range(a.shape[1]):
+        terms = a[:, i, None].astype(np.float64) * b[i].astype(np.float64)
+        total = (terms + total).astype(np.float32)
+    return total
 
 
 def _convert_float(data: Any, source: Any, target: Any, rounding: Any) -> Any:

@@ -78,7 +78,7 @@ def rule(direction: str, dtype: torch.dtype, N: int, hd: int) -> Parameters:
         if N <= WHOLE_WINDOW and hd <= 64 and (wide or N <= WHOLE_GRADIENTS):
             keys, more_keys = two_powers(N)
             return Parameters(16, keys, more_keys, 4 if wide else 2, 4, MOST_REGISTERS if keys > 128 else None)
-        return Parameters(64, 64, 0, 4, 1)
+        return Parameters(64, 32 if wide else 64, 0, 4, 1)
     if N <= WHOLE_SCORES:
         tile = max(16, power_of_two(N))
         return Parameters(16 if wide else tile, tile, 0, 4, 4 if wide else 2, MOST_REGISTERS)

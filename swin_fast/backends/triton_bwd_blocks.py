@@ -10,6 +10,7 @@ from .triton_bwd import add_dbias, for_other_side, other_side, row_gradient, sto
 from .triton_fwd import UNSPECIALIZED
 from .triton_window import (
     LOG2_E,
+    add_product,
     exponentials,
     finite_top,
     has_border,
@@ -188,7 +189,7 @@ def query_rows_bwd(
             ds = tl.where(alive[:, None], p * (dp - delta[:, None]), 0.0)
             add_dbias(dbias_parts, part, row, keys, ds, unit > first, ALL_ROWS, ALL_KEYS, HAS_BIAS)
             for_k = for_other_side(ds, k_inverse, 1, COSINE, q.dtype)
-            dq = tl.dot(for_k, other_side(k, k, k_inverse, COSINE), dq, input_precision=PRECISION)
+            dq = add_product(dq, for_k, other_side(k, k, k_inverse, COSINE), PRECISION)
         if COSINE:
             q = load_rows(q_base + image, q_at, real, d, HD, True)
         dq, radial = row_gradient(dq, q, q_inverse, factor, COSINE)
@@ -321,11 +322,11 @@ def key_rows_bwd(
             delta = tl.load(stat_at + 2 * N, mask=row < N, other=0.0)
             alive = real & (share != 0.0)
             p = tl.where(alive[:, None], exponentials(s, top) * share[:, None], 0.0)
-            dv = tl.dot(tl.trans(p.to(do.dtype)), do, dv, input_precision=PRECISION)
+            dv = add_product(dv, tl.trans(p.to(do.dtype)), do, PRECISION)
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             ds = tl.where(alive[:, None], p * (dp - delta[:, None]), 0.0)
             for_q = tl.trans(for_other_side(ds, q_inverse, 0, COSINE, q.dtype))
-            dk = tl.dot(for_q, other_side(q, q, q_inverse, COSINE), dk, input_precision=PRECISION)
+            dk = add_product(dk, for_q, other_side(q, q, q_inverse, COSINE), PRECISION)
         if COSINE:
             k = load_padded(k_base + image, at, k_real, pad, k_pad, padded, d, HD, PADDED, True)
         at = row_offsets(y, x, W * (3 * C), 3 * C, WIDE)

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from .triton_window import (
     LOG2_E,
+    add_product,
     exponentials,
     finite_top,
     has_border,
@@ -277,7 +278,7 @@ def rows_of_windows(
         shrunk = tl.exp2((top - finite_top(higher)) * LOG2_E)
         p = exponentials(s, finite_top(higher))
         total = total * shrunk + tl.sum(p, 1)
-        o = tl.dot(p.to(v.dtype), v, o * shrunk[:, None], input_precision=PRECISION)
+        o = add_product(o * shrunk[:, None], p.to(v.dtype), v, PRECISION)
         top = higher
     o = o / tl.where(total == 0.0, 1.0, total)[:, None]
     at = row_offsets(y, x, W * C, C, WIDE)

@@ -173,6 +173,19 @@ def inverse_norms(rows, COSINE: tl.constexpr):
 
 
 @triton.jit
+def add_product(total, a, b, PRECISION: tl.constexpr):
+    """total + a @ b, for sums over blocks. In float32 a block is summed by itself: a GPU multiplies and adds one number
+    after the other, so that the last of 1,024 is rounded at the size of the whole sum, and errors double (dv of a
+    window of 64 x 16 was beyond its bound on an H200). Hence the difference: Triton makes one chain of a sum.
+    """
+    if a.dtype == tl.float32 and PRECISION == "ieee":
+        total = total - tl.dot(a, -b, input_precision=PRECISION)
+    else:
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
 def load_bias(bias, head, rows, keys, LAST_ROW: tl.constexpr, LAST_KEY: tl.constexpr, HAS_BIAS: tl.constexpr):
     """A tile of the bias of a head, which `lay_out_bias` made whole tiles of: no mask, and neighbours in one load."""
     if HAS_BIAS:
