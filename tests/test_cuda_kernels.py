@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,7 +146,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def asked_for(request: pytest.FixtureRequest, *names: str) -> list[tuple[str, ...]]:
+def asked_for(request: pytest.FixtureRequest, *names: str) -> list[tuple[Any, ...]]:
     """The parameters, each once, of the tests of this run that use the fixture."""
 
     def is_mine(item: pytest.Item) -> bool:
@@ -180,7 +181,10 @@ def test_a_planted_bug_is_found(kernel: str, name: str, planted: Runs) -> None:
 # --------------------------------------------------------------------------------------------------- the machine code
 
 
-DISASSEMBLED = ("sm_80", "sm_90")  # the others have the same operations
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+DISASSEMBLED = (80, 90)  # the others have the same operations
+#: nvcc makes the same PTX for several architectures, which is most of its work, and CMakeLists.txt says for which.
+PTX_OF = {int(a): int(b) for a, b in re.findall(r"set\(ptx_(\d+) (\d+)\)", (ROOT / "CMakeLists.txt").read_text())}
 
 
 @dataclass(frozen=True)
@@ -192,57 +196,88 @@ class Compiled:
     registers: tuple[int, ...]
 
 
-Binaries = dict[tuple[str, str], Future[Compiled]]
+Binaries = dict[tuple[str, int], Future[dict[int, Compiled]]]
 
 
-def compile_instances(nvcc: str, tested: Kernel, architecture: str, folder: Path) -> Compiled:
-    source, binary = folder / "instances.cu", folder / "instances.cubin"
+def translate(nvcc: str, tested: Kernel, virtual: int, folder: Path) -> Path:
+    """The PTX of the instances of a kernel."""
+    source, ptx = folder / "instances.cu", folder / f"instances{virtual}.ptx"
     source.write_text(
         f'#include "{tested.header.removeprefix("csrc/")}"\nnamespace swin_fast::cuda {{\n{tested.instances}}}\n'
     )
-    flags = ["-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-I", CSRC]
-    done = subprocess.run([nvcc, *flags, source, "-o", binary], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    frames = re.findall(r"Function properties for (\S+)\n\s+(\d+) bytes stack frame", done.stderr)
-    registers = re.findall(r"Used (\d+) registers", done.stderr)
-    assert len(frames) == len(registers) == tested.instances.count("template __global__") == len(tested.operations)
-    return Compiled(binary, {name: int(size) for name, size in frames}, tuple(map(int, registers)))
+    call([nvcc, "-std=c++17", f"-arch=compute_{virtual}", "-ptx", "-I", CSRC, source, "-o", ptx])
+    return ptx
+
+
+def compile_instances(
+    nvcc: str, tested: Kernel, virtual: int, architectures: list[int], folder: Path
+) -> dict[int, Compiled]:
+    """By architecture; `virtual` is whose PTX they have."""
+    ptx, found = translate(nvcc, tested, virtual, folder), {}
+    for architecture in architectures:
+        binary = folder / f"instances{architecture}.cubin"
+        command = [nvcc, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", ptx, "-o", binary]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        frames = re.findall(r"Function properties for (\S+)\n\s+(\d+) bytes stack frame", done.stderr)
+        registers = re.findall(r"Used (\d+) registers", done.stderr)
+        assert len(frames) == len(registers) == tested.instances.count("template __global__") == len(tested.operations)
+        sizes = {name: int(size) for name, size in frames}
+        found[architecture] = Compiled(binary, sizes, tuple(map(int, registers)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def nvcc() -> str:
+    found = find_nvcc()
+    if found is None:
+        pytest.skip("no nvcc")
+    return found
 
 
 @pytest.fixture(scope="module")
 def compiled(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pool: ThreadPoolExecutor
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pool: ThreadPoolExecutor, nvcc: str
 ) -> Binaries:
-    """By kernel and architecture."""
-    nvcc = find_nvcc()
-    if nvcc is None:
-        pytest.skip("no nvcc")
+    """By kernel and the architecture whose PTX they have."""
+    wanted: dict[tuple[str, int], list[int]] = {}
+    for kernel, architecture in asked_for(request, "kernel", "architecture"):
+        wanted.setdefault((kernel, PTX_OF.get(architecture, architecture)), []).append(architecture)
     return {
-        (kernel, architecture): pool.submit(
-            compile_instances, nvcc, KERNELS[kernel], architecture, tmp_path_factory.mktemp("compiled")
+        (kernel, virtual): pool.submit(
+            compile_instances, nvcc, KERNELS[kernel], virtual, architectures, tmp_path_factory.mktemp("compiled")
         )
-        for kernel, architecture in asked_for(request, "kernel", "architecture")
+        for (kernel, virtual), architectures in wanted.items()
     }
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "virtual"), PTX_OF.items())
+def test_architectures_have_the_same_ptx(architecture: int, virtual: int, nvcc: str, tmp_path: Path) -> None:
+    kernel = KERNELS["window16_bwd"]
+    texts = {each: translate(nvcc, kernel, each, tmp_path).read_text() for each in (virtual, architecture)}
+    assert f".target sm_{architecture}" in texts[architecture]
+    assert texts[architecture].replace(f".target sm_{architecture}", f".target sm_{virtual}") == texts[virtual]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
-def test_no_register_is_spilled(architecture: str, kernel: str, compiled: Binaries) -> None:
-    made = compiled[kernel, architecture].result()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_register_is_spilled(architecture: int, kernel: str, compiled: Binaries) -> None:
+    made = compiled[kernel, PTX_OF.get(architecture, architecture)].result()[architecture]
     print(architecture, kernel, made.registers)
-    assert sum(made.frames.values()) <= KERNELS[kernel].known_spills.get(architecture, 0), made.frames
+    assert sum(made.frames.values()) <= KERNELS[kernel].known_spills.get(f"sm_{architecture}", 0), made.frames
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("architecture", DISASSEMBLED)
-def test_the_machine_code_has_what_it_should(architecture: str, kernel: str, compiled: Binaries) -> None:
+def test_the_machine_code_has_what_it_should(architecture: int, kernel: str, compiled: Binaries) -> None:
     """Tensor cores, their loads and asynchronous copies; no memory of a thread's own but for known spills; no atomics,
     whose order would be another in each run; and what is known to be short has grown no longer.
     """
     triton_gate = pytest.importorskip("triton_gate", reason="no Triton, which brings the disassembler")
-    made = compiled[kernel, architecture].result()
+    made = compiled[kernel, PTX_OF.get(architecture, architecture)].result()[architecture]
     disassembler = [triton_gate.TOOLS / "nvdisasm", "-c", made.binary]
     assembly = subprocess.run(disassembler, capture_output=True, text=True, check=True).stdout
     found = functions_of(assembly)
@@ -256,7 +291,7 @@ def test_the_machine_code_has_what_it_should(architecture: str, kernel: str, com
         assert made.frames[mangled] or not local, f"{name}: {local} accesses of local memory"
         atomics = [operation for operation in operations if operation.startswith(("ATOM", "RED"))]
         assert set(atomics) <= {"REDUX"}, f"{name} has {atomics}"
-        if architecture == "sm_90" and name in most:
+        if architecture == 90 and name in most:
             length = for_each_product(code)
             print(f"{name}: {length:.3f} instructions for each product")
             assert length <= most[name]
