@@ -13,12 +13,9 @@ void launch(const swin_fast::WindowAttentionBwdParams& problem, const Schedule& 
   SmallBwdParams p = cut_small_bwd<kWindow>(problem, schedule.multiprocessors, kSharedMemory);
   const auto scratch = output_buffer(static_cast<int64_t>(p.parts.bytes / 4), ScalarType::kFloat32, schedule.side());
   p.parts = Parts::at(scratch->data(), problem, p.parts.owners, PartOfBias::kReady);
-  const auto run = [&](auto kernel, uint32_t blocks, int threads, size_t shared_bytes, const auto& params) {
-    judge_report(cusim::launch(schedule.options(), blocks, static_cast<unsigned>(threads), shared_bytes,
-                               [&] { kernel(params); }));
-  };
-  run(small_windows_bwd<T, kWindow, kCosine, kAligned>, static_cast<uint32_t>(problem.nH * p.parts.owners),
-      kSmallBwdThreads, SmallBwdSizes<kWindow>::kBytes, p);
+  const Launcher run{schedule};
+  run(small_windows_bwd<T, kWindow, kCosine, kAligned>, problem.nH * p.parts.owners, kSmallBwdThreads,
+      SmallBwdSizes<kWindow>::kBytes, p);
   fold_all<T>(problem, p.parts, run);
 }
 

@@ -13,9 +13,8 @@ template <class T, int kWindow, bool kCosine, bool kAligned>
 void launch(const swin_fast::WindowAttentionFwdParams& problem, const Schedule& schedule) {
   using namespace swin_fast::cuda;
   const SmallFwdParams p = cut_small_fwd<kWindow>(problem, schedule.multiprocessors, kSharedMemory);
-  judge_report(cusim::launch(
-      schedule.options(), static_cast<unsigned>(problem.nH * p.blocks), static_cast<unsigned>(32 * kSmallFwdWarps),
-      SmallFwdSizes<kWindow>::shared_bytes(p.windows), [&] { small_windows_fwd<T, kWindow, kCosine, kAligned>(p); }));
+  Launcher{schedule}(small_windows_fwd<T, kWindow, kCosine, kAligned>, problem.nH * p.blocks, 32 * kSmallFwdWarps,
+                     SmallFwdSizes<kWindow>::shared_bytes(p.windows), p);
 }
 
 void small_windows(const swin_fast::WindowAttentionFwdParams& p, bool aligned, const Schedule& schedule) {
