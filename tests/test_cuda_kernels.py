@@ -75,7 +75,7 @@ def checks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checks]:
     def compile_objects(folder: Path, flags: tuple[str | Path, ...], *sources: Path) -> tuple[Path, ...]:
         objects = tuple(folder / f"{source.stem}.o" for source in sources)
         for source, target in zip(sources, objects, strict=True):
-            call([*flags, "-O2", "-I", CUSIM.parent, "-c", source, "-o", target])
+            call([*flags, "-O3", "-I", CUSIM.parent, "-c", source, "-o", target])
         return objects
 
     @functools.cache

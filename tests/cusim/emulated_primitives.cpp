@@ -10,7 +10,6 @@
 #include "numerics.h"
 
 namespace cusim {
-
 namespace {
 
 void check_aligned(uintptr_t address, size_t size, const char* what, const Site& site, const Thread& thread) {

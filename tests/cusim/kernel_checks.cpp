@@ -8,8 +8,11 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <numeric>
 
 #include "../cpp/problems.h"
+
+template class std::vector<swin_fast_test::Problem>;
 
 namespace swin_fast_test {
 namespace {
@@ -314,6 +317,35 @@ void test_backward(Backward kernel, const Problem& problem, uint64_t seed) {
   check_same(first, run_backward(kernel, problem, in, spaced_layout(problem), false, other),
              " depends on strides or alignment");
   judge_all(run_backward(kernel, problem, in, layout, true, kLikeHardware), "hardware-like");
+}
+
+int64_t work(const Problem& p) {
+  const int64_t windows = (p.H + p.wh - 1) / p.wh * ((p.W + p.ww - 1) / p.ww) * p.B;
+  return windows * p.nH * p.area() * p.area() * p.hd;
+}
+
+namespace {
+
+// Calls test(problem, seed). A problem has the same inputs wherever it stands.
+template <class Test>
+void test_each(const std::vector<Problem>& problems, bool quick, const Test& test) {
+  std::vector<size_t> order(problems.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  if (quick) {
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return work(problems[a]) < work(problems[b]); });
+  }
+  for (const size_t i : order) test(problems[i], i + 1);
+}
+
+}  // namespace
+
+void test_forward(Forward kernel, const std::vector<Problem>& problems, bool quick) {
+  test_each(problems, quick, [&](const Problem& problem, uint64_t seed) { test_forward(kernel, problem, seed); });
+}
+
+void test_backward(Backward kernel, const std::vector<Problem>& problems, bool quick) {
+  test_each(problems, quick, [&](const Problem& problem, uint64_t seed) { test_backward(kernel, problem, seed); });
 }
 
 std::vector<Problem> problems_for(bool quick, const std::vector<ScalarType>& types, const std::vector<int>& windows,

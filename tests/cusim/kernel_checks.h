@@ -16,6 +16,8 @@
 #include "../cpp/harness.h"
 #include "cusim.h"
 
+extern template class std::vector<swin_fast_test::Problem>;  // in kernel_checks.cpp
+
 namespace swin_fast_test {
 
 // A planted bug is looked for twice. With SWIN_FAST_FIRST_LOOK, which most of them do not survive: few instances, as
@@ -156,6 +158,13 @@ void test_isolation(Backward kernel, const Problem& problem);
 // What every backward is put through. Sums over windows are cut by the number of multiprocessors: those alone may
 // differ in their last bits between schedules of different numbers, and have to agree where the numbers do.
 void test_backward(Backward kernel, const Problem& problem, uint64_t seed);
+
+// test_forward or test_backward of each; where `quick`, the smallest first: most bugs show in them.
+void test_forward(Forward kernel, const std::vector<Problem>& problems, bool quick);
+void test_backward(Backward kernel, const std::vector<Problem>& problems, bool quick);
+
+// How many products there are in one of the matrix products of a problem.
+int64_t work(const Problem& p);
 
 // The problems that a kernel of some element types, window areas and head dimensions is tested on; without types: of
 // kTested.
