@@ -20,6 +20,7 @@ from typing import Any
 from .machine import ROOT, find_nvcc
 
 SOURCE = ROOT / "tests" / "cusim" / "lane_maps.cu"
+EMULATOR = [str(SOURCE.with_name(f"{name}.cpp")) for name in ("cusim", "emulated_primitives")]
 GOLDEN = SOURCE.with_suffix(".json")
 
 Maps = dict[str, Any]
@@ -33,7 +34,7 @@ def compile_command(architecture: str | None, program: Path) -> list[str]:
     """
     shared = ["-std=c++17", "-I", str(SOURCE.parent.parent), "-o", str(program)]
     if architecture is None:
-        return ["g++", *shared, "-O1", "-DSWIN_FAST_CUSIM", "-x", "c++", str(SOURCE)]
+        return ["g++", *shared, "-O1", "-DSWIN_FAST_CUSIM", "-x", "c++", str(SOURCE), *EMULATOR]
     if (nvcc := find_nvcc()) is None:
         raise FileNotFoundError("no nvcc on PATH or in CUDA_HOME")
     return [nvcc, *shared, f"-arch={architecture}", str(SOURCE)]

@@ -24,7 +24,7 @@ import torch
 import swin_fast
 from cuda_sass import issued
 from swin_fast.backends import native
-from test_cusim import CSRC, ROOT, call, emulator_flags, find_nvcc
+from test_cusim import CSRC, CUSIM, EMULATOR, ROOT, call, emulator_flags, find_nvcc
 
 pytestmark = pytest.mark.slow  # some minutes, most of them for the compiler
 
@@ -52,6 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags += ["-I", ROOT / "tests", "-isystem", TORCH / "include", f"-D{version[0]}"]
     flags += [f"-DSWIN_FAST_{name}={value}" for name, value in facts.items()]
     sources = [(path, "none") for path in (CSRC / "bindings" / "cuda.cpp", *(CSRC / "cuda").glob("*.cpp"))]
+    sources += [(path, "none") for path in (*EMULATOR, CUSIM / "emulated_runtime.cpp")]
     sources += [(CSRC / "cuda" / name, element) for element, names in kernel_sources().items() for name in names]
     objects = {folder / f"{path.stem}-{element}.o": (path, element) for path, element in sources}
 

@@ -32,7 +32,7 @@ from cuda_kernels import (
 )
 from cuda_kernels.kernel import Kernel
 from cuda_sass import for_each_product, functions_of, operations_of
-from test_cusim import CSRC, ROOT, call, emulator_flags, find_nvcc
+from test_cusim import CSRC, CUSIM, EMULATOR, ROOT, WARNINGS, call, emulator_flags, find_nvcc
 
 MODULES = (
     float_windows_fwd,
@@ -48,20 +48,24 @@ MODULES = (
 KERNELS = {module.KERNEL.name: module.KERNEL for module in MODULES}
 
 
+HARNESS = [ROOT / "tests" / "cpp" / f"{name}.cpp" for name in ("guarded_buffer", "harness", "oracle")]
+
+
 @dataclass(frozen=True)
 class Checks:
-    """What the drivers of all kernels have in common, compiled once: an object, and a header for the rest."""
+    """What the drivers of all kernels have in common, compiled once: objects, and a header for the rest."""
 
     folder: Path
     flags: tuple[str | Path, ...]
+    objects: tuple[Path, ...]
 
     def build(self, driver: Path, program: Path) -> Path:
         """`driver` stands in a tree that has csrc and tests. Of its headers those that are the same as here are not
-        read again; of those of the checks none may differ. The checks come first: of an inline function that both have,
-        the linker keeps theirs, which is optimised.
+        read again; of those of the checks none may differ. The objects come first: of an inline function that both
+        have, the linker keeps theirs, which is optimised.
         """
         header = ["-include", self.folder / "kernel_checks.h", "-I", driver.parents[1]]
-        call([*self.flags, *header, self.folder / "kernel_checks.o", driver, "-o", program])
+        call([*self.flags, *header, *self.objects, driver, "-o", program])
         return program
 
 
@@ -69,16 +73,27 @@ class Checks:
 def checks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checks]:
     """By the compiler's flags."""
 
+    def compile_objects(folder: Path, flags: tuple[str | Path, ...], *sources: Path) -> tuple[Path, ...]:
+        objects = tuple(folder / f"{source.stem}.o" for source in sources)
+        for source, target in zip(sources, objects, strict=True):
+            call([*flags, "-O3", "-I", CUSIM.parent, "-c", source, "-o", target])
+        return objects
+
+    @functools.cache
+    def compile_common() -> tuple[Path, ...]:
+        folder = tmp_path_factory.mktemp("common")
+        sources = (CUSIM / "one_pass_checks.cpp", *HARNESS, *EMULATOR)
+        return compile_objects(folder, (*emulator_flags(folder), *WARNINGS), *sources)
+
     @functools.cache
     def compile_checks(*flags: str) -> Checks:
         folder = tmp_path_factory.mktemp("checks")
-        made = Checks(folder, (*emulator_flags(folder), *flags))
-        cusim = ROOT / "tests" / "cusim"
-        common = [*made.flags, "-I", cusim.parent]
-        call([*common, "-O2", "-c", cusim / "kernel_checks.cpp", "-o", folder / "kernel_checks.o"])
-        header = [cusim / "kernel_checks.h", "-o", folder / "kernel_checks.h.gch"]
-        call([*common, "-w", "-x", "c++-header", *header])  # -w: gcc warns of #pragma once here
-        return made
+        all_flags = (*emulator_flags(folder), *flags)
+        header = [CUSIM / "kernel_checks.h", "-o", folder / "kernel_checks.h.gch"]
+        # -w: gcc warns of #pragma once here
+        call([*all_flags, "-I", CUSIM.parent, "-w", "-x", "c++-header", *header])
+        objects = compile_objects(folder, all_flags, CUSIM / "kernel_checks.cpp")
+        return Checks(folder, all_flags, (*objects, *compile_common()))
 
     return compile_checks
 

@@ -19,7 +19,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-PROGRAM = ROOT / "tests" / "cusim" / "test_cusim.cpp"
+CUSIM = ROOT / "tests" / "cusim"
+#: The emulator itself, which every program of kernels is linked with.
+EMULATOR = (CUSIM / "cusim.cpp", CUSIM / "emulated_primitives.cpp")
 
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
@@ -53,7 +55,8 @@ def emulator_flags(folder: Path) -> list[str | Path]:
 
 def test_emulator(tmp_path: Path) -> None:
     program = tmp_path / "test_cusim"
-    call([*emulator_flags(tmp_path), "-O1", *WARNINGS, "-I", ROOT / "tests", PROGRAM, "-o", program])
+    sources = [CUSIM / "test_cusim.cpp", *EMULATOR]
+    call([*emulator_flags(tmp_path), "-O1", *WARNINGS, "-I", CUSIM.parent, *sources, "-o", program])
     done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=120)
     if done.returncode != 0:
         failures = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]

@@ -94,10 +94,14 @@ class Toolchain:
         self.call(*flags, *objects, "-pthread", "-o", program)
         return program
 
+    def driver_objects(self, folder: str, *flags: str) -> list[Path]:
+        sources = ("test_window_attention", "guarded_buffer", "harness", "oracle")
+        return [self.object(PROGRAMS / f"{name}.cpp", folder, *flags) for name in sources]
+
     @cached_property
-    def driver(self) -> Path:
+    def driver(self) -> list[Path]:
         """The driver of the kernels, on its own: linked with kernels of any build."""
-        return self.object(PROGRAMS / "test_window_attention.cpp", "driver", "-O3")
+        return self.driver_objects("driver", "-O3")
 
     @cached_property
     def kernels(self) -> dict[str, Path]:
@@ -112,7 +116,7 @@ class Toolchain:
 
     @cached_property
     def program(self) -> Path:
-        return self.link("test_window_attention", self.driver, *self.kernels.values())
+        return self.link("test_window_attention", *self.driver, *self.kernels.values())
 
     @cached_property
     def isas(self) -> list[str]:
@@ -190,12 +194,12 @@ def test_window_arithmetic_sanitized(toolchain: Toolchain, sanitize: tuple[str, 
 
 @pytest.mark.slow
 def test_kernels_sanitized(toolchain: Toolchain, sanitize: tuple[str, ...]) -> None:
-    driver = toolchain.object(PROGRAMS / "test_window_attention.cpp", "sanitized", *sanitize)
+    driver = toolchain.driver_objects("sanitized", *sanitize)
     kernels = [
         toolchain.kernel_object(name, "sanitized_kernels", *(sanitize if name in BASE_SOURCES else SANITIZE_KERNELS))
         for name in SOURCES
     ]
-    check(toolchain.link("test_window_attention_sanitized", driver, *kernels, flags=sanitize), "--quick")
+    check(toolchain.link("test_window_attention_sanitized", *driver, *kernels, flags=sanitize), "--quick")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -374,7 +378,7 @@ class PlantedBugs:
         changed = [self.toolchain.kernel_object(source, name, *flags, csrc=csrc) for source in rebuilt]
         others = [path for source, path in self.toolchain.kernels.items() if source not in rebuilt]
         # First come the changed ones: of an inline function that several objects hold, the linker keeps the first.
-        return self.toolchain.link(f"{name}/program", *changed, self.toolchain.driver, *others, flags=flags)
+        return self.toolchain.link(f"{name}/program", *changed, *self.toolchain.driver, *others, flags=flags)
 
     def plant(self, bug: Bug, folder: Path) -> Path:
         """A copy of csrc with the bug in it."""

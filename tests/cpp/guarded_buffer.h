@@ -42,28 +42,17 @@ enum class GuardSide { kEnd, kBegin };  // the side on which the data touches th
 
 class GuardedBuffer {
  public:
-  GuardedBuffer(int64_t bytes, GuardSide side)
-      : bytes_(bytes), readable_(round_up(bytes, page_size())), base_(reserve_unreadable(readable_ + 2 * page_size())) {
-    set_protection(base_ + page_size(), readable_, PROT_READ | PROT_WRITE);
-    std::memset(base_ + page_size(), kCanary, static_cast<size_t>(readable_));
-    data_ = base_ + page_size() + (side == GuardSide::kEnd ? readable_ - bytes_ : 0);
-  }
-  ~GuardedBuffer() { munmap(base_, static_cast<size_t>(readable_ + 2 * page_size())); }
+  GuardedBuffer(int64_t bytes, GuardSide side);
+  ~GuardedBuffer();
   GuardedBuffer(const GuardedBuffer&) = delete;
   GuardedBuffer& operator=(const GuardedBuffer&) = delete;
 
   char* data() { return data_; }
   int64_t bytes() const { return bytes_; }
   // Inputs, once filled: a write to one is then fatal.
-  void make_read_only() { set_protection(base_ + page_size(), readable_, PROT_READ); }
+  void make_read_only();
   // Whether nothing was written to the rest of the pages, on the side without an unreadable page.
-  bool rest_is_untouched() const {
-    const char* first = base_ + page_size();
-    for (const char* p = first; p < first + readable_; ++p) {
-      if ((p < data_ || p >= data_ + bytes_) && *p != kCanary) return false;
-    }
-    return true;
-  }
+  bool rest_is_untouched() const;
 
  private:
   static constexpr char kCanary = 0x5a;

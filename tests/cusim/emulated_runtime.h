@@ -5,9 +5,7 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <stdexcept>
 #include <string>
 
@@ -44,26 +42,16 @@ inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaSt
 
 namespace cusim {
 
-// Where SWIN_FAST_CUSIM_COUNTERS names a file, what a launch did is added to it, as a line of JSON.
-inline void tell(const char* name, const Counters& counters) {
-  const char* const path = std::getenv("SWIN_FAST_CUSIM_COUNTERS");
-  if (path == nullptr) return;
-  std::ofstream out(path, std::ios::app);
-  out << "{\"launch\": \"" << name << '"';
-  for (const auto& [what, count] : counters.all()) out << ", \"" << what << "\": " << count;
-  out << "}\n";
-}
+// What a launch has done wrong is an exception. Where SWIN_FAST_CUSIM_COUNTERS names a file, what it did becomes a line
+// of JSON there.
+void judge_launch(const char* name, const Report& report);
 
 template <class Kernel>
 void launch_and_judge(unsigned blocks, unsigned threads, size_t shared_bytes, const char* name, const Kernel& kernel) {
   if (blocks == 0) throw std::runtime_error(std::string(name) + ": a launch of no blocks");
   Options options;
   options.seed = 5;
-  const Report report = launch(options, blocks, threads, shared_bytes, kernel);
-  if (report.faults.empty()) return tell(name, report.counters);
-  const Fault& fault = report.faults.front();
-  throw std::runtime_error(std::string(name) + ": " + name_of(fault.kind) + " at " + fault.site.text() + ": " +
-                           fault.message);
+  judge_launch(name, launch(options, blocks, threads, shared_bytes, kernel));
 }
 
 }  // namespace cusim

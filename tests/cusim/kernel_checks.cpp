@@ -3,7 +3,16 @@
 // What every CUDA kernel is put through in the emulator, see kernel_checks.h.
 #include "kernel_checks.h"
 
+#include <algorithm>
 #include <cfloat>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+
+#include "../cpp/problems.h"
+
+template class std::vector<swin_fast_test::Problem>;
 
 namespace swin_fast_test {
 namespace {
@@ -39,7 +48,14 @@ class GuardedInputs {
 
 }  // namespace
 
-void judge_report(const cusim::Report& ran) {
+void launch(const Schedule& schedule, int64_t blocks, int64_t threads, size_t shared_bytes,
+            void (*kernel)(const void* context), const void* context) {
+  cusim::Options options;
+  options.seed = schedule.seed;
+  options.async_copies = schedule.copies;
+  options.math = schedule.math;
+  const cusim::Report ran = cusim::launch(options, static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
+                                          shared_bytes, kernel, context);
   for (const cusim::Fault& fault : ran.faults) {
     report().fail(std::string(cusim::name_of(fault.kind)) + " at " + fault.site.text() + ", block " +
                   std::to_string(fault.block) + ", thread " + std::to_string(fault.thread) + ": " + fault.message);
@@ -49,8 +65,8 @@ void judge_report(const cusim::Report& ran) {
   report().check(ran.counters.uninitialised_reads == 0, "reads of shared memory that nobody wrote");
 }
 
-Tensor run_forward(const Forward& kernel, const Problem& problem, const EncodedInputs& in, const Layout& layout,
-                   bool aligned, const Schedule& schedule) {
+Tensor run_forward(Forward kernel, const Problem& problem, const EncodedInputs& in, const Layout& layout, bool aligned,
+                   const Schedule& schedule) {
   const GuardedInputs inputs(problem, in, layout, schedule.side());
   const auto out = output_buffer(problem.out_size(), problem.dtype, schedule.side());
   swin_fast::WindowAttentionFwdParams p{};
@@ -60,7 +76,7 @@ Tensor run_forward(const Forward& kernel, const Problem& problem, const EncodedI
   return take(out.get(), problem.dtype);
 }
 
-Outputs run_backward(const Backward& kernel, const Problem& problem, const EncodedInputs& in, const Layout& layout,
+Outputs run_backward(Backward kernel, const Problem& problem, const EncodedInputs& in, const Layout& layout,
                      bool aligned, const Schedule& schedule) {
   const GuardSide side = schedule.side();
   const GuardedInputs inputs(problem, in, layout, side);
@@ -85,6 +101,14 @@ Outputs run_backward(const Backward& kernel, const Problem& problem, const Encod
   return outputs;
 }
 
+Tensor run_forward(Forward kernel, const Problem& problem, const Inputs& inputs) {
+  return run_forward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
+}
+
+Outputs run_backward(Backward kernel, const Problem& problem, const Inputs& inputs) {
+  return run_backward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
+}
+
 void check_tensor(const Problem& problem, const NamedTensor& tensor, const Outputs& outputs, const Results& results,
                   const char* model) {
   const Tensor& got = outputs.*tensor.got;
@@ -100,7 +124,7 @@ void check_tensor(const Problem& problem, const NamedTensor& tensor, const Outpu
     report().fail(std::string(tensor.name) + " is off by " + std::to_string(here) + " x tolerance, " + model);
 }
 
-void test_forward(const Forward& kernel, const Problem& problem, uint64_t seed) {
+void test_forward(Forward kernel, const Problem& problem, uint64_t seed) {
   set_context(problem.name());
   const Inputs inputs = make_inputs(problem, seed);
   const EncodedInputs in(problem, inputs);
@@ -120,17 +144,14 @@ void test_forward(const Forward& kernel, const Problem& problem, uint64_t seed) 
   check_tensor(problem, kTensors[0], like_hardware, results, "hardware-like");
 }
 
-void test_nan_stays(const Forward& kernel, Problem problem) {
+void test_nan_stays(Forward kernel, Problem problem) {
   problem.H = problem.wh;
   problem.W = 2 * problem.ww;
   set_context(problem.name() + ", NaN in a window");
   Inputs inputs = make_inputs(problem, 3);
-  const auto forward = [&] {
-    return run_forward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
-  };
-  const Tensor before = forward();
+  const Tensor before = run_forward(kernel, problem, inputs);
   for (int which = 1; which < 3; ++which) inputs.qkv[((problem.W + 2) * 3 + which) * problem.nH * problem.hd] = NAN;
-  const Tensor after = forward();
+  const Tensor after = run_forward(kernel, problem, inputs);
   const int64_t row = int64_t{problem.nH} * problem.hd;
   for (int64_t pixel = 0; pixel < problem.H * problem.W; ++pixel) {
     if (pixel % problem.W < problem.ww) {
@@ -141,19 +162,18 @@ void test_nan_stays(const Forward& kernel, Problem problem) {
   }
 }
 
-void test_dead_row(const Forward& kernel, const Problem& problem) {
+void test_dead_row(Forward kernel, const Problem& problem) {
   set_context(problem.name() + ", a row of its bias -inf");
   Inputs inputs = make_inputs(problem, 5);
   std::fill_n(inputs.bias.begin() + 3 * problem.area(), problem.area(), -INFINITY);
   Outputs outputs;
-  outputs.out =
-      run_forward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
+  outputs.out = run_forward(kernel, problem, inputs);
   for (int64_t d = 0; d < problem.hd; ++d)
     report().check(outputs.out[3 * problem.hd + d] == 0, "out", " of a dead row");
   check_tensor(problem, kTensors[0], outputs, oracle(problem, inputs), "exact");
 }
 
-void test_dead_row(const Backward& kernel, const Problem& problem) {
+void test_dead_row(Backward kernel, const Problem& problem) {
   set_context(problem.name() + ", a row of its bias -inf, a key and a value infinite");
   Inputs inputs = make_inputs(problem, 5);
   const int64_t n = problem.area(), hd = problem.hd;
@@ -163,14 +183,12 @@ void test_dead_row(const Backward& kernel, const Problem& problem) {
     q = round_to(problem.dtype, std::fabs(q) + 1);
   }
   inputs.qkv[(10 * 3 + 1) * hd + 5] = -INFINITY;
-  const Outputs outputs =
-      run_backward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
+  const Outputs outputs = run_backward(kernel, problem, inputs);
   const Results results = oracle(problem, inputs);
   for (size_t i = 1; i < std::size(kTensors); ++i) check_tensor(problem, kTensors[i], outputs, results, "exact");
 
   inputs.qkv[(20 * 3 + 2) * hd + 7] = INFINITY;
-  const Outputs again =
-      run_backward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
+  const Outputs again = run_backward(kernel, problem, inputs);
   for (int64_t d = 0; d < hd; ++d) report().check(d == 5 || again.dqkv[9 * hd + d] == 0, "dq", " of a dead row");
   for (int64_t j = 0; j < n; ++j) report().check(again.dbias[3 * n + j] == 0, "dbias", " of a dead row");
 }
@@ -199,7 +217,7 @@ void with_vast_bias(Problem problem, const Run& run) {
 
 }  // namespace
 
-void test_vast_bias(const Forward& kernel, const Problem& problem) {
+void test_vast_bias(Forward kernel, const Problem& problem) {
   with_vast_bias(problem,
                  [&](const Problem& vast, const EncodedInputs& in, const Problem& flat, const Results& results) {
                    Outputs outputs;
@@ -208,7 +226,7 @@ void test_vast_bias(const Forward& kernel, const Problem& problem) {
                  });
 }
 
-void test_vast_bias(const Backward& kernel, const Problem& problem) {
+void test_vast_bias(Backward kernel, const Problem& problem) {
   with_vast_bias(problem,
                  [&](const Problem& vast, const EncodedInputs& in, const Problem& flat, const Results& results) {
                    const Outputs outputs = run_backward(kernel, vast, in, contiguous_layout(vast), true, kSchedule);
@@ -217,7 +235,7 @@ void test_vast_bias(const Backward& kernel, const Problem& problem) {
                  });
 }
 
-void test_clamped_norms(const Backward& kernel, Problem problem) {
+void test_clamped_norms(Backward kernel, Problem problem) {
   problem.cosine = true;
   set_context(problem.name() + ", norms below the clamp");
   Inputs inputs = make_inputs(problem, 7);
@@ -226,16 +244,14 @@ void test_clamped_norms(const Backward& kernel, Problem problem) {
     if (row % 3 == 2 || row / 3 % 4 != 0) continue;
     inputs.qkv[i] = round_to(problem.dtype, inputs.qkv[i] * 1e-13);
   }
-  const Outputs outputs =
-      run_backward(kernel, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true, kSchedule);
+  const Outputs outputs = run_backward(kernel, problem, inputs);
   const Results results = oracle(problem, inputs);
   for (size_t i = 1; i < std::size(kTensors); ++i) check_tensor(problem, kTensors[i], outputs, results, "exact");
 }
 
-void test_isolation(const Backward& kernel, const Problem& problem) {
+void test_isolation(Backward kernel, const Problem& problem) {
   const Inputs inputs = make_inputs(problem, 6);
-  const Layout layout = contiguous_layout(problem);
-  const Outputs whole = run_backward(kernel, problem, EncodedInputs(problem, inputs), layout, true, kSchedule);
+  const Outputs whole = run_backward(kernel, problem, inputs);
   const Grid grid = make_grid(problem);
   std::vector<bool> of_window(problem.H * problem.W, false);
   for (int64_t i = 0; i < problem.area(); ++i) {
@@ -248,7 +264,7 @@ void test_isolation(const Backward& kernel, const Problem& problem) {
     Inputs with_nan = inputs;
     (what == 3 ? with_nan.grad_out[poisoned * problem.nH * row]
                : with_nan.qkv[(poisoned * 3 + what) * problem.nH * row]) = NAN;
-    const Outputs got = run_backward(kernel, problem, EncodedInputs(problem, with_nan), layout, true, kSchedule);
+    const Outputs got = run_backward(kernel, problem, with_nan);
     bool same = true;
     for (int64_t i = 0; i < problem.tokens() * 3 * problem.nH; ++i) {
       const bool reached = i / (3 * problem.nH) < problem.H * problem.W && of_window[i / (3 * problem.nH)];
@@ -260,20 +276,19 @@ void test_isolation(const Backward& kernel, const Problem& problem) {
   set_context(problem.name() + ", the query of its padding NaN");
   Inputs with_nan = inputs;
   std::fill_n(with_nan.pad_value.begin(), problem.nH * row, NAN);
-  check_same(whole, run_backward(kernel, problem, EncodedInputs(problem, with_nan), layout, true, kSchedule),
-             " depends on it");
+  check_same(whole, run_backward(kernel, problem, with_nan), " depends on it");
   set_context(problem.name() + ", its last image alone");
   Problem alone = problem;
   alone.B = 1;
   Inputs of_one = inputs;
   of_one.qkv.assign(inputs.qkv.end() - alone.qkv_size(), inputs.qkv.end());
   of_one.grad_out.assign(inputs.grad_out.end() - alone.out_size(), inputs.grad_out.end());
-  const Outputs got = run_backward(kernel, alone, EncodedInputs(alone, of_one), layout, true, kSchedule);
+  const Outputs got = run_backward(kernel, alone, of_one);
   report().check(same_bits(whole.dqkv, problem.qkv_size() - alone.qkv_size(), got.dqkv, 0, alone.qkv_size()), "dqkv",
                  " of an image depends on the batch");
 }
 
-void test_backward(const Backward& kernel, const Problem& problem, uint64_t seed) {
+void test_backward(Backward kernel, const Problem& problem, uint64_t seed) {
   set_context(problem.name());
   const Inputs inputs = make_inputs(problem, seed);
   const EncodedInputs in(problem, inputs);
@@ -304,8 +319,37 @@ void test_backward(const Backward& kernel, const Problem& problem, uint64_t seed
   judge_all(run_backward(kernel, problem, in, layout, true, kLikeHardware), "hardware-like");
 }
 
+int64_t work(const Problem& p) {
+  const int64_t windows = (p.H + p.wh - 1) / p.wh * ((p.W + p.ww - 1) / p.ww) * p.B;
+  return windows * p.nH * p.area() * p.area() * p.hd;
+}
+
+namespace {
+
+// Calls test(problem, seed). A problem has the same inputs wherever it stands.
+template <class Test>
+void test_each(const std::vector<Problem>& problems, bool quick, const Test& test) {
+  std::vector<size_t> order(problems.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  if (quick) {
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return work(problems[a]) < work(problems[b]); });
+  }
+  for (const size_t i : order) test(problems[i], i + 1);
+}
+
+}  // namespace
+
+void test_forward(Forward kernel, const std::vector<Problem>& problems, bool quick) {
+  test_each(problems, quick, [&](const Problem& problem, uint64_t seed) { test_forward(kernel, problem, seed); });
+}
+
+void test_backward(Backward kernel, const std::vector<Problem>& problems, bool quick) {
+  test_each(problems, quick, [&](const Problem& problem, uint64_t seed) { test_backward(kernel, problem, seed); });
+}
+
 std::vector<Problem> problems_for(bool quick, const std::vector<ScalarType>& types, const std::vector<int>& windows,
-                                  const std::function<bool(const Problem&)>& takes) {
+                                  bool (*takes)(const Problem&)) {
   std::vector<Problem> problems, others;
   for (const ScalarType dtype : types) {
     for (const int window : windows) add_window_problems(window, dtype, &problems);
@@ -319,7 +363,11 @@ std::vector<Problem> problems_for(bool quick, const std::vector<ScalarType>& typ
   return problems;
 }
 
-int run_driver(int argc, char** argv, const std::function<size_t(bool quick)>& test_all) {
+std::vector<Problem> problems_for(bool quick, const std::vector<int>& windows, bool (*takes)(const Problem&)) {
+  return problems_for(quick, {std::begin(kTested), std::end(kTested)}, windows, takes);
+}
+
+int run_driver(int argc, char** argv, size_t (*test_all)(bool quick)) {
   const bool quick = argc > 1 && std::string(argv[1]) == "quick";
   report().fail_fast = quick;
   const size_t count = test_all(quick);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The arithmetic of the emulated device: 16-bit formats, matrix products and fast functions, the latter two in two
-// models. What a kernel computes must be right with either; neither is exactly what any GPU does.
+// The arithmetic of the emulated device: 16-bit formats, matrix products and fast functions, the latter two in the two
+// models of Math. What a kernel computes must be right with either; neither is exactly what any GPU does.
 #pragma once
 
 #include <algorithm>
@@ -9,12 +9,9 @@
 #include <cstdint>
 #include <cstring>
 
-namespace cusim {
+#include "cusim.h"
 
-enum class Math {
-  exact,          // matrix products and functions as exact as float allows: each result is rounded once
-  hardware_like,  // products aligned to the largest exponent and cut off there; subnormals flushed; functions are off
-};
+namespace cusim {
 
 inline uint32_t bits_of(float value) {
   uint32_t bits;

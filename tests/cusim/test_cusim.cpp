@@ -16,6 +16,7 @@
 
 #include "../../csrc/cuda/primitives.h"
 #include "checks.h"
+#include "numerics.h"
 #include "test_mistakes.h"
 #include "test_product.h"
 

@@ -18,16 +18,14 @@ void launch(const WindowAttentionFwdParams& problem, bool aligned, const Schedul
   const auto fragments = output_buffer(plan.workspace_bytes() / 4, ScalarType::kFloat32, schedule.side());
   plan.arrange.fragments = fragments->data();
   plan.params.fragments = fragments->data();
+  const Launcher run{schedule};
   if (plan.workspace_bytes() > 0) {
-    judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(plan.arrange.blocks(256)), 256, 0,
-                               [&] { arrange_bias<256>(plan.arrange); }));
+    run(arrange_bias<256>, plan.arrange.blocks(256), 256, 0, plan.arrange);
   }
   fragments->make_read_only();
   with_constant(problem.logit_scale != nullptr, [&](auto cosine) {
     with_alignment(aligned, [&](auto chunks) {
-      judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(plan.params.blocks),
-                                 static_cast<unsigned>(plan.threads), plan.shared_bytes,
-                                 [&] { float_windows_fwd<kHd, cosine(), chunks()>(plan.params); }));
+      run(float_windows_fwd<kHd, cosine(), chunks()>, plan.params.blocks, plan.threads, plan.shared_bytes, plan.params);
     });
   });
 }
@@ -100,10 +98,7 @@ std::vector<Problem> own_problems(bool quick) {
   return problems;
 }
 
-Tensor forward(const Problem& problem, const Inputs& inputs) {
-  return run_forward(float_windows, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true,
-                     kSchedule);
-}
+Tensor forward(const Problem& problem, const Inputs& inputs) { return run_forward(float_windows, problem, inputs); }
 
 // NaN in the value of padding reaches no window that has none, though its last tile may have rows without tokens.
 void test_nan_in_padding(Problem problem) {
@@ -170,15 +165,6 @@ void test_largest_numbers(Problem problem) {
 }
 
 size_t test_all(bool quick) {
-  std::vector<Problem> problems;
-  for (const Problem& problem : own_problems(quick)) {
-    if (takes(problem)) problems.push_back(problem);
-  }
-  for (const Problem& problem : problems_for(quick, {ScalarType::kFloat32}, {7, 12}, takes)) {
-    problems.push_back(problem);
-  }
-  uint64_t seed = 1;
-  for (const Problem& problem : problems) test_forward(float_windows, problem, seed++);
   Problem p;
   for (const int hd : {32, 96, 16}) {
     p.wh = p.ww = p.H = p.W = hd == 32 ? 12 : 9;
@@ -192,6 +178,14 @@ size_t test_all(bool quick) {
     p.bias_form = BiasForm::kNone;
     test_infinities(p);
   }
+  std::vector<Problem> problems;
+  for (const Problem& problem : own_problems(quick)) {
+    if (takes(problem)) problems.push_back(problem);
+  }
+  for (const Problem& problem : problems_for(quick, {ScalarType::kFloat32}, {7, 12}, takes)) {
+    problems.push_back(problem);
+  }
+  test_forward(float_windows, problems, quick);
   return problems.size();
 }
 

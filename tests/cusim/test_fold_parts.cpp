@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // csrc/cuda/fold_parts.h in the emulator, on parts that nobody computed.
+#include <random>
+
 #include "../../csrc/cuda/fold_parts.h"
+#include "../cpp/problems.h"
 #include "kernel_checks.h"
 
 namespace swin_fast_test {
@@ -16,7 +19,9 @@ struct Folded {
 
 // The parts, in memory that ends or begins where they do.
 Folded fold(const Problem& problem, int owners, PartOfBias form, const std::vector<float>& values, uint64_t seed) {
-  const GuardSide side = seed % 2 == 0 ? GuardSide::kEnd : GuardSide::kBegin;
+  Schedule schedule = kSchedule;
+  schedule.seed = seed;
+  const GuardSide side = schedule.side();
   const auto dbias = output_buffer(problem.bias_size(), ScalarType::kFloat32, side);
   const auto dlogit_scale = output_buffer(problem.logit_scale_size(), ScalarType::kFloat32, side);
   const auto dpad_value = output_buffer(problem.pad_size(), problem.dtype, side);
@@ -41,15 +46,7 @@ Folded fold(const Problem& problem, int owners, PartOfBias form, const std::vect
   if (problem.bias_form != BiasForm::kNone) fill(parts.dbias, parts.bias_size);
   if (problem.cosine) fill(parts.dlogit_scale, 1);
   if (problem.has_pad_value) fill(parts.dpad_value, 2 * problem.hd);
-  cusim::Options options;
-  options.seed = seed;
-  const auto run = [&](auto element) {
-    swin_fast::cuda::fold_all<decltype(element)>(
-        p, parts, [&](auto kernel, uint32_t blocks, int threads, size_t shared_bytes, const auto& params) {
-          judge_report(
-              cusim::launch(options, blocks, static_cast<unsigned>(threads), shared_bytes, [&] { kernel(params); }));
-        });
-  };
+  const auto run = [&](auto element) { swin_fast::cuda::fold_all<decltype(element)>(p, parts, Launcher{schedule}); };
   problem.dtype == ScalarType::kFloat32 ? run(swin_fast::cuda::Float32{}) : with_element(problem.dtype, run);
   return {take(dbias.get(), ScalarType::kFloat32), take(dlogit_scale.get(), ScalarType::kFloat32),
           take(dpad_value.get(), problem.dtype)};

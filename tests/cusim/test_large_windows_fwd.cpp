@@ -23,33 +23,29 @@ bool takes(const Problem& p) {
   return swin_fast::cuda::has_large_kernels(p.hd) && (p.hd != 32 || p.area() > 64);
 }
 
-template <class Kernel>
-void launch(LargeFwdPlan plan, const Schedule& schedule, const Kernel& kernel) {
+void launch(LargeFwdPlan plan, const Schedule& schedule, void (*kernel)(swin_fast::cuda::LargeFwdParams)) {
   if (plan.params.all.of_all == 0) return;
   const auto fragments = output_buffer(plan.workspace_bytes() / 4, ScalarType::kFloat32, schedule.side());
   plan.arrange.fragments = fragments->data();
   plan.params.fragments = fragments->data();
-  judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(plan.arrange.blocks(256)), 256, 0,
-                             [&] { swin_fast::cuda::arrange_bias<256>(plan.arrange); }));
+  const Launcher run{schedule};
+  run(swin_fast::cuda::arrange_bias<256>, plan.arrange.blocks(256), 256, 0, plan.arrange);
   fragments->make_read_only();
-  judge_report(cusim::launch(schedule.options(), static_cast<unsigned>(plan.params.blocks),
-                             static_cast<unsigned>(plan.threads), plan.shared_bytes, [&] { kernel(plan); }));
+  run(kernel, plan.params.blocks, plan.threads, plan.shared_bytes, plan.params);
 }
 
 template <class T, int kWindow, int kHd, bool kCosine, bool kAligned>
 void run(const WindowAttentionFwdParams& problem, size_t shared_memory, const Schedule& schedule) {
   const LargeFwdPlan plan =
       swin_fast::cuda::cut_large_fwd<kWindow, kHd>(problem, schedule.multiprocessors, shared_memory);
-  launch(plan, schedule, [](const LargeFwdPlan& now) {
-    using namespace swin_fast::cuda;
-    if constexpr (kWindow == 0) {
-      stream_windows_fwd<T, kHd, kCosine, kAligned>(now.params);
-    } else if (now.compact) {
-      square_windows_fwd<T, kWindow, kCosine, kAligned, true>(now.params);
-    } else {
-      square_windows_fwd<T, kWindow, kCosine, kAligned, false>(now.params);
-    }
-  });
+  using namespace swin_fast::cuda;
+  if constexpr (kWindow == 0) {
+    launch(plan, schedule, stream_windows_fwd<T, kHd, kCosine, kAligned>);
+  } else if (plan.compact) {
+    launch(plan, schedule, square_windows_fwd<T, kWindow, kCosine, kAligned, true>);
+  } else {
+    launch(plan, schedule, square_windows_fwd<T, kWindow, kCosine, kAligned, false>);
+  }
 }
 
 template <int kWindow, int kHd>
@@ -159,10 +155,7 @@ std::vector<Problem> own_problems(bool quick) {
   return problems;
 }
 
-Tensor forward(const Problem& problem, const Inputs& inputs) {
-  return run_forward(large_windows, problem, EncodedInputs(problem, inputs), contiguous_layout(problem), true,
-                     kSchedule);
-}
+Tensor forward(const Problem& problem, const Inputs& inputs) { return run_forward(large_windows, problem, inputs); }
 
 // Infinities do what they do in the definition, also where a block of keys has more than the window, or a slab more
 // than a row: a query whose scores are all -inf gives 0; a key whose scores are -inf has no weight; an infinite value
@@ -223,13 +216,7 @@ size_t test_all(bool quick) {
     if (takes(problem)) problems.push_back(problem);
   }
   for (const Problem& problem : problems_for(quick, {12}, takes)) problems.push_back(problem);
-  if (quick) {  // most bugs show in the smallest problems
-    const auto scores = [](const Problem& p) { return p.B * p.nH * p.H * p.W * p.area(); };
-    std::stable_sort(problems.begin(), problems.end(),
-                     [&](const Problem& a, const Problem& b) { return scores(a) < scores(b); });
-  }
-  uint64_t seed = 1;
-  for (const Problem& problem : problems) test_forward(large_windows, problem, seed++);
+  test_forward(large_windows, problems, quick);
   return problems.size();
 }
 

@@ -13,12 +13,9 @@ void launch(const swin_fast::WindowAttentionBwdParams& problem, const Schedule& 
   SmallBwdParams p = cut_small_bwd<kWindow>(problem, schedule.multiprocessors, kSharedMemory);
   const auto scratch = output_buffer(static_cast<int64_t>(p.parts.bytes / 4), ScalarType::kFloat32, schedule.side());
   p.parts = Parts::at(scratch->data(), problem, p.parts.owners, PartOfBias::kReady);
-  const auto run = [&](auto kernel, uint32_t blocks, int threads, size_t shared_bytes, const auto& params) {
-    judge_report(cusim::launch(schedule.options(), blocks, static_cast<unsigned>(threads), shared_bytes,
-                               [&] { kernel(params); }));
-  };
-  run(small_windows_bwd<T, kWindow, kCosine, kAligned>, static_cast<uint32_t>(problem.nH * p.parts.owners),
-      kSmallBwdThreads, SmallBwdSizes<kWindow>::kBytes, p);
+  const Launcher run{schedule};
+  run(small_windows_bwd<T, kWindow, kCosine, kAligned>, problem.nH * p.parts.owners, kSmallBwdThreads,
+      SmallBwdSizes<kWindow>::kBytes, p);
   fold_all<T>(problem, p.parts, run);
 }
 
@@ -33,8 +30,7 @@ void small_windows(const swin_fast::WindowAttentionBwdParams& p, bool aligned, c
 size_t test_all(bool quick) {
   const std::vector<Problem> problems = problems_for(quick, quick ? std::vector<int>{7} : std::vector<int>{7, 8},
                                                      [](const Problem& p) { return p.hd == 32 && p.area() <= 64; });
-  uint64_t seed = 1;
-  for (const Problem& problem : problems) test_backward(small_windows, problem, seed++);
+  test_backward(small_windows, problems, quick);
   Problem other;
   other.dtype = ScalarType::kBFloat16;
   other.bias_form = BiasForm::kDense;

@@ -13,9 +13,8 @@ template <class T, int kWindow, bool kCosine, bool kAligned>
 void launch(const swin_fast::WindowAttentionFwdParams& problem, const Schedule& schedule) {
   using namespace swin_fast::cuda;
   const SmallFwdParams p = cut_small_fwd<kWindow>(problem, schedule.multiprocessors, kSharedMemory);
-  judge_report(cusim::launch(
-      schedule.options(), static_cast<unsigned>(problem.nH * p.blocks), static_cast<unsigned>(32 * kSmallFwdWarps),
-      SmallFwdSizes<kWindow>::shared_bytes(p.windows), [&] { small_windows_fwd<T, kWindow, kCosine, kAligned>(p); }));
+  Launcher{schedule}(small_windows_fwd<T, kWindow, kCosine, kAligned>, problem.nH * p.blocks, 32 * kSmallFwdWarps,
+                     SmallFwdSizes<kWindow>::shared_bytes(p.windows), p);
 }
 
 void small_windows(const swin_fast::WindowAttentionFwdParams& p, bool aligned, const Schedule& schedule) {
@@ -35,8 +34,8 @@ void small_windows(const swin_fast::WindowAttentionFwdParams& p, bool aligned, c
 size_t test_all(bool quick) {
   const std::vector<Problem> problems = problems_for(quick, quick ? std::vector<int>{7} : std::vector<int>{7, 8},
                                                      [](const Problem& p) { return p.hd == 32 && p.area() <= 64; });
-  uint64_t seed = 1;
-  for (const Problem& problem : problems) test_forward(small_windows, problem, seed++);
+  test_forward(small_windows, problems, quick);
+  uint64_t seed = problems.size() + 1;
   // More windows than places, of which one has nothing to do: the next window of a place is of another row and image.
   Problem many;
   many.B = 7;

@@ -13,13 +13,8 @@ void window12(const swin_fast::WindowAttentionBwdParams& problem, bool aligned, 
   const auto cut = [&](void* scratch) { return cut_window12_bwd(problem, aligned, schedule.multiprocessors, scratch); };
   const auto scratch =
       output_buffer(static_cast<int64_t>(cut(nullptr).parts.bytes) / 4, ScalarType::kFloat32, schedule.side());
-  with_element(problem.dtype, [&](auto element) {
-    launch_window12_bwd<decltype(element)>(
-        cut(scratch->data()), [&](auto kernel, uint32_t blocks, int threads, size_t shared_bytes, const auto& params) {
-          judge_report(cusim::launch(schedule.options(), blocks, static_cast<unsigned>(threads), shared_bytes,
-                                     [&] { kernel(params); }));
-        });
-  });
+  with_element(problem.dtype,
+               [&](auto element) { launch_window12_bwd<decltype(element)>(cut(scratch->data()), Launcher{schedule}); });
   report().check(scratch->rest_is_untouched(), "write outside the scratch memory");
 }
 
