@@ -54,11 +54,20 @@ inline void tell(const char* name, const Counters& counters) {
   out << "}\n";
 }
 
+// SWIN_FAST_CUSIM_MATH names the model of the arithmetic, as Math has them; exact if it is not set.
+inline Math chosen_math() {
+  const char* const name = std::getenv("SWIN_FAST_CUSIM_MATH");
+  if (name == nullptr || std::strcmp(name, "exact") == 0) return Math::exact;
+  if (std::strcmp(name, "hardware_like") == 0) return Math::hardware_like;
+  throw std::runtime_error(std::string("SWIN_FAST_CUSIM_MATH: no model is called ") + name);
+}
+
 template <class Kernel>
 void launch_and_judge(unsigned blocks, unsigned threads, size_t shared_bytes, const char* name, const Kernel& kernel) {
   if (blocks == 0) throw std::runtime_error(std::string(name) + ": a launch of no blocks");
   Options options;
   options.seed = 5;
+  options.math = chosen_math();
   const Report report = launch(options, blocks, threads, shared_bytes, kernel);
   if (report.faults.empty()) return tell(name, report.counters);
   const Fault& fault = report.faults.front();
