@@ -38,7 +38,7 @@ BUGS = {
         "add_large(part[j], a[i], b[i][2 * j], b[i][2 * j + 1])", "add_large(part[j], a[i], b[i][2], b[i][3])", ROWS
     ),
     "small products are not added": Bug("add_small(part[j], a[i], b[i][2 * j], b[i][2 * j + 1]);", "", ROWS),
-    "the first 16 channels alone": Bug("product[e >> 2][e & 3] += sums[e >> 2][e & 3];", "", ROWS),
+    "the first 16 channels alone": Bug("product[e >> 2][e & 3] += sums[e >> 2][e & 3];", ";", ROWS),
     "eight of 16 channels twice": Bug("columns(values, rows, step + i);", "columns(values, rows, step);", ROWS),
     "large products apart are lost": Bug("e < 4 && kApart; ++e", "e < 0; ++e", ROWS),
     "two tiles of values twice": Bug(
