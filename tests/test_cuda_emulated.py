@@ -88,6 +88,13 @@ def test_the_suite_runs_over_the_kernels(site: Path) -> None:
     assert passed(site, SUITE, "cuda") > 120, "what the kernels leave to triton is skipped; much else ran"
 
 
+def test_results_are_as_exact_on_other_tensor_cores(site: Path) -> None:
+    """The suite runs with products that are rounded once. Here they are aligned and cut off, and functions are off by
+    what is promised of them: that no GPU does exactly this, or that, is why both must keep the tolerance.
+    """
+    assert passed(site, ("window_attention",), "out_and_gradients and cuda", SWIN_FAST_CUSIM_MATH="hardware_like") > 140
+
+
 def test_a_call_runs_on_cuda_and_triton(site: Path) -> None:
     """Forward on one and backward on the other; Triton's kernels in its interpreter."""
     pytest.importorskip("triton", reason="no Triton")

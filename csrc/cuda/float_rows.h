@@ -4,8 +4,8 @@
 // in two that have 11 or 12 each, and of the four products of two numbers three are computed; the fourth is 2^-22 of
 // the first. Of what is not finite that is NaN, and such products are computed again.
 //
-// Tensor cores also cut off what they add, always towards zero: nothing is summed by them over more than 16 rows or the
-// channels of one, and small products before large ones, or apart from them. Longer sums are of float32 additions.
+// Tensor cores also cut off what they add, always towards zero: nothing is summed by them over more than 16 rows or
+// channels, and small products before large ones, or apart from them. Longer sums are of float32 additions.
 #pragma once
 
 #include <cmath>
@@ -110,9 +110,9 @@ SWIN_FAST_DEVICE void load_columns(float (&values)[FloatSums<kHd>::kSlab], const
   }
 }
 
-// Computes the products of a tile of columns with 16 rows: small ones first. With kMend what is not finite of the rows
-// counts in the large ones alone.
-template <bool kMend, int kSlab>
+// Computes the products of a tile of columns with 16 rows: small ones first, or, with kApart, in a sum of their own.
+// With kMend what is not finite of the rows counts in the large ones alone.
+template <bool kMend, bool kApart, int kSlab>
 SWIN_FAST_DEVICE void multiply_tile(float (&part)[4], const SplitLeft (&a)[2], const float (&values)[4][kSlab], int j) {
   SplitFloat b[4];
   SWIN_FAST_UNROLL
@@ -128,8 +128,12 @@ SWIN_FAST_DEVICE void multiply_tile(float (&part)[4], const SplitLeft (&a)[2], c
   for (int i = 0; i < 4; ++i) {
     if (kMend && !is_finite(SplitFloat(values[i][j]).upper)) b[i].upper = values[i][j];
   }
-  add_large(part, a[0], b[0], b[1]);
-  add_large(part, a[1], b[2], b[3]);
+  float large[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  float (&to)[4] = kApart ? large : part;
+  add_large(to, a[0], b[0], b[1]);
+  add_large(to, a[1], b[2], b[3]);
+  SWIN_FAST_UNROLL
+  for (int e = 0; e < 4 && kApart; ++e) part[e] += large[e];
 }
 
 // Adds  weights @ rows  of 16 rows, weights as they lie in products, two columns of eight: as left sides their columns
@@ -139,6 +143,9 @@ SWIN_FAST_DEVICE std::enable_if_t<is_float<T>> add_weighted_rows(float (&sums)[k
                                                                  const float (&weights)[2][4], const char* rows,
                                                                  int lane) {
   using Sums = FloatSums<kHd>;
+  // Of the forward alone: the backward keeps the tolerance without, and would be 3 to 6 % longer and spill registers.
+  constexpr bool kApart = kMend;
+  constexpr int kTogether = kApart ? 2 : Sums::kSlab;  // tiles; with four the forward at head_dim 32 spilled 8 bytes
   SplitLeft a[2];
   SWIN_FAST_UNROLL
   for (int half = 0; half < 2; ++half) {
@@ -154,24 +161,28 @@ SWIN_FAST_DEVICE std::enable_if_t<is_float<T>> add_weighted_rows(float (&sums)[k
     };
     float values[4][Sums::kSlab];
     load(values);
-    float parts[Sums::kSlab][4];
-    float all = 0.0f;
     SWIN_FAST_UNROLL
-    for (int j = 0; j < Sums::kSlab; ++j) {
-      multiply_tile<false>(parts[j], a, values, j);
+    for (int first = 0; first < Sums::kSlab; first += kTogether) {
+      float parts[kTogether][4];
+      float all = 0.0f;
       SWIN_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) all += parts[j][e];
-    }
-    if (kMend && any_lane(!is_finite(all))) {
-      sync_warp();  // or nvcc keeps the values, 16 registers, to have them here
-      load(values);
+      for (int j = 0; j < kTogether; ++j) {
+        multiply_tile<false, kApart>(parts[j], a, values, first + j);
+        SWIN_FAST_UNROLL
+        for (int e = 0; e < 4; ++e) all += parts[j][e];
+      }
+      if (kMend && any_lane(!is_finite(all))) {
+        sync_warp();  // or nvcc keeps the values, 16 registers, to have them here
+        float again[4][Sums::kSlab];
+        load(again);
+        SWIN_FAST_UNROLL
+        for (int j = 0; j < kTogether; ++j) multiply_tile<true, kApart>(parts[j], a, again, first + j);
+      }
       SWIN_FAST_UNROLL
-      for (int j = 0; j < Sums::kSlab; ++j) multiply_tile<true>(parts[j], a, values, j);
-    }
-    SWIN_FAST_UNROLL
-    for (int j = 0; j < Sums::kSlab; ++j) {
-      SWIN_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) sums[slab * Sums::kSlab + j][e] += parts[j][e];
+      for (int j = 0; j < kTogether; ++j) {
+        SWIN_FAST_UNROLL
+        for (int e = 0; e < 4; ++e) sums[slab * Sums::kSlab + first + j][e] += parts[j][e];
+      }
     }
   }
 }
@@ -193,28 +204,18 @@ class OwnRows<Float32, kHd> {
   // eight rows, and two of the others. Where one is not finite, it is computed again, as infinities have products with
   // the lower parts of numbers that are NaN.
   SWIN_FAST_DEVICE void times(float (&product)[2][4], const char* rows) const {
-    float small[2][4];
-    SWIN_FAST_UNROLL
-    for (int e = 0; e < 8; ++e) product[e >> 2][e & 3] = small[e >> 2][e & 3] = 0.0f;
+    two_steps(product, rows, 0);
     // All steps where fragments are kept; of more, the addresses alone would take the registers.
-    SWIN_FAST_UNROLL_4
-    for (int step = 0; step < Tile::kSteps; ++step) {
-      const SplitLeft a = fragment(step);
-      float b[4];
-      columns(b, rows, step);
+    SWIN_FAST_UNROLL_2
+    for (int step = 2; step < Tile::kSteps; step += 2) {
+      float sums[2][4];
+      two_steps(sums, rows, step);
       SWIN_FAST_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        const SplitFloat b0(b[2 * j]), b1(b[2 * j + 1]);
-        add_small(small[j], a, b0, b1);
-        add_large(product[j], a, b0, b1);
-      }
+      for (int e = 0; e < 8; ++e) product[e >> 2][e & 3] += sums[e >> 2][e & 3];
     }
     float all = 0.0f;
     SWIN_FAST_UNROLL
-    for (int e = 0; e < 8; ++e) {
-      product[e >> 2][e & 3] += small[e >> 2][e & 3];
-      all += product[e >> 2][e & 3];
-    }
+    for (int e = 0; e < 8; ++e) all += product[e >> 2][e & 3];
     if (is_finite(all)) return;
     SWIN_FAST_NO_UNROLL
     for (int which = 0; which < 8; ++which) {
@@ -289,6 +290,29 @@ class OwnRows<Float32, kHd> {
       return kept_[step];
     } else {
       return load(step);
+    }
+  }
+
+  // Of 16 channels: small products first.
+  SWIN_FAST_DEVICE void two_steps(float (&part)[2][4], const char* rows, int step) const {
+    SplitLeft a[2];
+    SplitFloat b[2][4];
+    SWIN_FAST_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      a[i] = fragment(step + i);
+      float values[4];
+      columns(values, rows, step + i);
+      SWIN_FAST_UNROLL
+      for (int n = 0; n < 4; ++n) b[i][n] = SplitFloat(values[n]);
+    }
+    SWIN_FAST_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      SWIN_FAST_UNROLL
+      for (int e = 0; e < 4; ++e) part[j][e] = 0.0f;
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 2; ++i) add_small(part[j], a[i], b[i][2 * j], b[i][2 * j + 1]);
+      SWIN_FAST_UNROLL
+      for (int i = 0; i < 2; ++i) add_large(part[j], a[i], b[i][2 * j], b[i][2 * j + 1]);
     }
   }
 

@@ -112,7 +112,7 @@ struct FloatQueries {
     for (int i = 0; i < 2; ++i) {
       sum[i] += shuffle_xor(sum[i], 1);
       sum[i] += shuffle_xor(sum[i], 2);
-      const float share = reciprocal_approx(sum[i]);
+      const float share = reciprocal<Float32>(sum[i]);
       SWIN_FAST_UNROLL
       for (int c = 0; c < kHd / 8; ++c) {
         SWIN_FAST_UNROLL

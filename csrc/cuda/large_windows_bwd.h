@@ -119,6 +119,9 @@ constexpr float kBase = is_float<T> ? 1.0f : kLog2E;
 // Turns products of own rows with rows of the other side into scores.
 template <class T, int kHd, bool kCosine>
 struct LargeScores {
+  // In float32 a score is rounded alike whichever side owns. When it was not, the weights of owners of keys had other
+  // sums than those by which owners of queries divide them: dv of a single key was off by 4 times what may be.
+  static constexpr bool kSymmetric = kCosine && is_float<T>;
   const LargeBlock<T, kHd, kCosine>& block;
   const bool border;
   float own_factor[2];  // of own rows lane / 4 and that + 8
@@ -127,7 +130,7 @@ struct LargeScores {
       : block(block_), border(border_) {
     SWIN_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
-      own_factor[i] = block.factor * kBase<T>;
+      own_factor[i] = kSymmetric ? 1.0f : block.factor * kBase<T>;
       if (kCosine) own_factor[i] *= inverse[i];
     }
   }
@@ -140,8 +143,13 @@ struct LargeScores {
       const float of_pair[4] = {four.x, four.y, four.z, four.w};
       SWIN_FAST_UNROLL
       for (int e = 0; e < 4; ++e) {
-        if (kCosine) s[j][e] *= (e & 1) != 0 ? inverses[j].y : inverses[j].x;
-        s[j][e] = s[j][e] * own_factor[e >> 1] + of_pair[e];
+        const float inverse = (e & 1) != 0 ? inverses[j].y : inverses[j].x;
+        if constexpr (kSymmetric) {
+          s[j][e] = s[j][e] * (inverse * own_factor[e >> 1]) * block.factor + of_pair[e];
+        } else {
+          if (kCosine) s[j][e] *= inverse;
+          s[j][e] = s[j][e] * own_factor[e >> 1] + of_pair[e];
+        }
       }
     }
     if (border) mask(s, token);
@@ -308,7 +316,7 @@ __global__ void __launch_bounds__(32 * kLargeWarps, large_blocks(kElementBytes<T
           }
           const int query = block.row + (lane >> 2) + 8 * i;
           // 0: every score was -inf, or there is no such query, whose products with infinite keys are NaN.
-          share[i] = query < tokens && sum[i] != 0.0f ? reciprocal_approx(sum[i]) : 0.0f;
+          share[i] = query < tokens && sum[i] != 0.0f ? reciprocal<T>(sum[i]) : 0.0f;
           delta[i] *= share[i];
           if (!has_rows || pair != 0) continue;
           float* const to = p.statistics + block.statistics_of(window) + query;

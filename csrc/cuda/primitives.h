@@ -16,11 +16,13 @@
 #ifdef SWIN_FAST_CUSIM
 #define SWIN_FAST_DEVICE inline
 #define SWIN_FAST_UNROLL  // gcc would warn about the pragma
+#define SWIN_FAST_UNROLL_2
 #define SWIN_FAST_UNROLL_4
 #define SWIN_FAST_NO_UNROLL
 #else
 #define SWIN_FAST_DEVICE __device__ __forceinline__
 #define SWIN_FAST_UNROLL _Pragma("unroll")
+#define SWIN_FAST_UNROLL_2 _Pragma("unroll 2")
 #define SWIN_FAST_UNROLL_4 _Pragma("unroll 4")
 #define SWIN_FAST_NO_UNROLL _Pragma("unroll 1")
 #endif

@@ -4,6 +4,7 @@
 #include "emulated_runtime.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 
 namespace cusim {
@@ -19,6 +20,13 @@ void tell(const char* name, const Counters& counters) {
 }
 
 }  // namespace
+
+Math chosen_math() {
+  const char* const name = std::getenv("SWIN_FAST_CUSIM_MATH");
+  if (name == nullptr || std::strcmp(name, "exact") == 0) return Math::exact;
+  if (std::strcmp(name, "hardware_like") == 0) return Math::hardware_like;
+  throw std::runtime_error(std::string("SWIN_FAST_CUSIM_MATH: no model is called ") + name);
+}
 
 void judge_launch(const char* name, const Report& report) {
   if (report.faults.empty()) return tell(name, report.counters);

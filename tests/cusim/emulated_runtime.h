@@ -46,11 +46,15 @@ namespace cusim {
 // of JSON there.
 void judge_launch(const char* name, const Report& report);
 
+// SWIN_FAST_CUSIM_MATH names the model of the arithmetic, as Math has them; exact if it is not set.
+Math chosen_math();
+
 template <class Kernel>
 void launch_and_judge(unsigned blocks, unsigned threads, size_t shared_bytes, const char* name, const Kernel& kernel) {
   if (blocks == 0) throw std::runtime_error(std::string(name) + ": a launch of no blocks");
   Options options;
   options.seed = 5;
+  options.math = chosen_math();
   judge_launch(name, launch(options, blocks, threads, shared_bytes, kernel));
 }
 
