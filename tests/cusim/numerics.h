@@ -106,11 +106,16 @@ inline float cut_to_tf32(float value) { return float_of(bits_of(value) & 0xffffe
 // Computes  c += a @ b,  with b transposed: b[n][k].
 template <int kDepth>
 void multiply_accumulate(const float (&a)[16][kDepth], const float (&b)[8][kDepth], float (&c)[16][8], Math math) {
+  double columns[kDepth][8];  // what the inner loop reads is one after the other, and is widened once
+  for (int k = 0; k < kDepth; k++) {
+    for (int n = 0; n < 8; n++) columns[k][n] = b[n][k];
+  }
   for (int m = 0; m < 16; m++) {
     double sums[8];
     for (int n = 0; n < 8; n++) sums[n] = c[m][n];
     for (int k = 0; k < kDepth; k++) {  // outside: the sums do not wait for each other
-      for (int n = 0; n < 8; n++) sums[n] += static_cast<double>(a[m][k]) * b[n][k];
+      const double left = a[m][k];
+      for (int n = 0; n < 8; n++) sums[n] += left * columns[k][n];
     }
     for (int n = 0; n < 8; n++) {
       // Not finite: an infinite or NaN operand, for which there is nothing to align.
