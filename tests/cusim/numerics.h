@@ -83,17 +83,21 @@ inline double power_of_two(int exponent) {
   return value;
 }
 
+// The same of an operand of a product, or what leaves any sum of two below all exponents, where it is 0.
+constexpr int kNoExponent = -4000;
+inline int operand_exponent(float value) { return value != 0.f ? exponent_of(value) : kNoExponent; }
+
 // Sums 8 products and an accumulator the way tensor cores do: every term is aligned to the one with the largest
-// exponent, what then lies below its last bit is dropped, and so is what does not fit into the result.
-inline float add_products(const float* a, const float* b, float accumulator) {
+// exponent, what then lies below its last bit is dropped, and so is what does not fit into the result. Of the operands
+// it is told the exponents, too, as each is one of several products.
+inline float add_products(const float* a, const int* a_exponents, const float* b, const int* b_exponents,
+                          float accumulator) {
   constexpr int kProducts = 8;
   constexpr int kFractionBits = 23;
   if (std::isinf(accumulator)) return accumulator;  // the products before were too large
-  int largest = accumulator != 0.f ? exponent_of(accumulator) : -1000;
-  for (int k = 0; k < kProducts; k++) {
-    if (a[k] != 0.f && b[k] != 0.f) largest = std::max(largest, exponent_of(a[k]) + exponent_of(b[k]));
-  }
-  if (largest == -1000) return 0.f;
+  int largest = operand_exponent(accumulator);
+  for (int k = 0; k < kProducts; k++) largest = std::max(largest, a_exponents[k] + b_exponents[k]);
+  if (largest <= kNoExponent / 2) return 0.f;
   const double scale = power_of_two(kFractionBits - largest);
   int64_t sum = static_cast<int64_t>(accumulator * scale);  // the conversion cuts off
   for (int k = 0; k < kProducts; k++) sum += static_cast<int64_t>(static_cast<double>(a[k]) * b[k] * scale);
@@ -106,6 +110,13 @@ inline float cut_to_tf32(float value) { return float_of(bits_of(value) & 0xffffe
 // Computes  c += a @ b,  with b transposed: b[n][k].
 template <int kDepth>
 void multiply_accumulate(const float (&a)[16][kDepth], const float (&b)[8][kDepth], float (&c)[16][8], Math math) {
+  int a_exponents[16][kDepth], b_exponents[8][kDepth];
+  if (math == Math::hardware_like) {
+    for (int k = 0; k < kDepth; k++) {
+      for (int m = 0; m < 16; m++) a_exponents[m][k] = operand_exponent(a[m][k]);
+      for (int n = 0; n < 8; n++) b_exponents[n][k] = operand_exponent(b[n][k]);
+    }
+  }
   double columns[kDepth][8];  // what the inner loop reads is one after the other, and is widened once
   for (int k = 0; k < kDepth; k++) {
     for (int n = 0; n < 8; n++) columns[k][n] = b[n][k];
@@ -122,7 +133,9 @@ void multiply_accumulate(const float (&a)[16][kDepth], const float (&b)[8][kDept
       if (math == Math::exact || !std::isfinite(sums[n])) {
         c[m][n] = static_cast<float>(sums[n]);
       } else {
-        for (int k = 0; k < kDepth; k += 8) c[m][n] = add_products(&a[m][k], &b[n][k], c[m][n]);
+        for (int k = 0; k < kDepth; k += 8) {
+          c[m][n] = add_products(&a[m][k], &a_exponents[m][k], &b[n][k], &b_exponents[n][k], c[m][n]);
+        }
       }
     }
   }
