@@ -290,6 +290,7 @@ HOSTILE = (
     Case(9, 10, (3, 5), (1, 2), 3, 32, B=2, pad_order="roll_pad", bias="dense"),
     Case(10, 9, (3, 5), (1, 4), 3, 32),
     Case(5, 6, (2, 3), (1, 1), 1, 2, pad_value=True),
+    Case(4, 1, (1, 1), (0, 0), 2, 16, B=2, cosine=True),  # weights of 1, if both passes of a backward round alike
     Case(40, 37, (32, 32), (16, 16), 1, 8, pad_value=True),
     Case(64, 16, (64, 16), (32, 8), 1, 2, bias="dense"),
     Case(530, 530, (2, 2), (1, 1), 1, 2, bias="dense"),  # 70,225 windows
