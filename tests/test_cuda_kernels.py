@@ -211,7 +211,7 @@ class Compiled:
     registers: tuple[int, ...]
 
 
-Binaries = dict[tuple[str, int], Future[dict[int, Compiled]]]
+Binaries = Callable[[str, int], Compiled]
 
 
 def translate(nvcc: str, tested: Kernel, virtual: int, folder: Path) -> Path:
@@ -254,16 +254,17 @@ def nvcc() -> str:
 def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pool: ThreadPoolExecutor, nvcc: str
 ) -> Binaries:
-    """By kernel and the architecture whose PTX they have."""
+    """By kernel and architecture."""
     wanted: dict[tuple[str, int], list[int]] = {}
     for kernel, architecture in asked_for(request, "kernel", "architecture"):
         wanted.setdefault((kernel, PTX_OF.get(architecture, architecture)), []).append(architecture)
-    return {
+    started = {
         (kernel, virtual): pool.submit(
             compile_instances, nvcc, KERNELS[kernel], virtual, architectures, tmp_path_factory.mktemp("compiled")
         )
         for (kernel, virtual), architectures in wanted.items()
     }
+    return lambda kernel, architecture: started[kernel, PTX_OF.get(architecture, architecture)].result()[architecture]
 
 
 @pytest.mark.slow
@@ -279,7 +280,7 @@ def test_architectures_have_the_same_ptx(architecture: int, virtual: int, nvcc: 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_register_is_spilled(architecture: int, kernel: str, compiled: Binaries) -> None:
-    made = compiled[kernel, PTX_OF.get(architecture, architecture)].result()[architecture]
+    made = compiled(kernel, architecture)
     print(architecture, kernel, made.registers)
     assert sum(made.frames.values()) <= KERNELS[kernel].known_spills.get(f"sm_{architecture}", 0), made.frames
 
@@ -292,7 +293,7 @@ def test_the_machine_code_has_what_it_should(architecture: int, kernel: str, com
     whose order would be another in each run; and what is known to be short has grown no longer.
     """
     triton_gate = pytest.importorskip("triton_gate", reason="no Triton, which brings the disassembler")
-    made = compiled[kernel, PTX_OF.get(architecture, architecture)].result()[architecture]
+    made = compiled(kernel, architecture)
     disassembler = [triton_gate.TOOLS / "nvdisasm", "-c", made.binary]
     assembly = subprocess.run(disassembler, capture_output=True, text=True, check=True).stdout
     found = functions_of(assembly)

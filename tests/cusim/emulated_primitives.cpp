@@ -157,6 +157,40 @@ void store_matrices(const void* row, const uint32_t (&r)[kMatrices], const Site&
   });
 }
 
+// A product of matrices. place(register, row, half, t): puts what lane t of a row's four has in a register where it
+// stands in that half of the row.
+template <int kDepth, class Register, class Place>
+void multiply(WarpOperation operation, float (&d)[4], const Register (&a)[4], Register b0, Register b1,
+              const Place& place, const Site& site) {
+  struct Arguments {
+    float* d;
+    const Register* a;
+    Register b[2];
+  } arguments{d, a, {b0, b1}};
+  Launch::running->warp_wide(operation, site, &arguments, [&place](Warp& warp) {
+    float left[16][kDepth];
+    float right[8][kDepth];  // transposed
+    float sums[16][8];
+    for (int l = 0; l < static_cast<int>(kWarpSize); l++) {
+      const Arguments& lane = *static_cast<Arguments*>(warp.lanes[l]->arguments);
+      const int g = l / 4;
+      const int t = l % 4;
+      // Register i of a holds rows g and g + 8 in turn, and halves of rows in pairs of registers.
+      for (int i = 0; i < 4; i++) {
+        place(lane.a[i], left[g + 8 * (i % 2)], i / 2, t);
+        sums[g + 8 * (i / 2)][2 * t + i % 2] = lane.d[i];
+      }
+      for (int i = 0; i < 2; i++) place(lane.b[i], right[g], i, t);
+    }
+    multiply_accumulate(left, right, sums, Launch::running->options.math);
+    for (int l = 0; l < static_cast<int>(kWarpSize); l++) {
+      const Arguments& lane = *static_cast<Arguments*>(warp.lanes[l]->arguments);
+      for (int i = 0; i < 4; i++) lane.d[i] = sums[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
+    }
+    Launch::running->report.counters.mma++;
+  });
+}
+
 }  // namespace
 
 const void* to_load(const void* shared, size_t size, const Site& site) {
@@ -311,40 +345,13 @@ template void stmatrix(void*, const uint32_t (&)[4], cusim::Site);
 
 template <class T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, cusim::Site site) {
-  struct Arguments {
-    float* d;
-    const uint32_t* a;
-    uint32_t b[2];
-  } arguments{d, a, {b0, b1}};
   const auto operation = is_half<T> ? cusim::WarpOperation::mma_half : cusim::WarpOperation::mma_bfloat16;
-  cusim::Launch::running->warp_wide(operation, site, &arguments, [](cusim::Warp& warp) {
-    float a[16][16];
-    float b[8][16];  // transposed
-    float c[16][8];
-    // Register i of a holds rows g and g + 8 in turn, and columns t and t + 8 in pairs of registers.
-    for (int l = 0; l < static_cast<int>(cusim::kWarpSize); l++) {
-      const Arguments& lane = *static_cast<Arguments*>(warp.lanes[l]->arguments);
-      const int g = l / 4;
-      const int t = 2 * (l % 4);
-      for (int i = 0; i < 4; i++) {
-        const Float2 pair = unpack<T>(lane.a[i]);
-        a[g + 8 * (i % 2)][t + 8 * (i / 2)] = pair.x;
-        a[g + 8 * (i % 2)][t + 8 * (i / 2) + 1] = pair.y;
-        c[g + 8 * (i / 2)][t + i % 2] = lane.d[i];
-      }
-      for (int i = 0; i < 2; i++) {
-        const Float2 pair = unpack<T>(lane.b[i]);
-        b[g][t + 8 * i] = pair.x;
-        b[g][t + 8 * i + 1] = pair.y;
-      }
-    }
-    cusim::multiply_accumulate(a, b, c, cusim::Launch::running->options.math);
-    for (int l = 0; l < static_cast<int>(cusim::kWarpSize); l++) {
-      const Arguments& lane = *static_cast<Arguments*>(warp.lanes[l]->arguments);
-      for (int i = 0; i < 4; i++) lane.d[i] = c[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
-    }
-    cusim::Launch::running->report.counters.mma++;
-  });
+  const auto place = [](uint32_t elements, float* row, int half, int t) {
+    const Float2 pair = unpack<T>(elements);
+    row[2 * t + 8 * half] = pair.x;
+    row[2 * t + 8 * half + 1] = pair.y;
+  };
+  cusim::multiply<16>(operation, d, a, b0, b1, place, site);
 }
 
 template <class T>
@@ -353,32 +360,8 @@ void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, cusim::Si
 }
 
 void mma_m16n8k8_tf32(float (&d)[4], const float (&a)[4], float b0, float b1, cusim::Site site) {
-  struct Arguments {
-    float* d;
-    const float* a;
-    float b[2];
-  } arguments{d, a, {b0, b1}};
-  cusim::Launch::running->warp_wide(cusim::WarpOperation::mma_tf32, site, &arguments, [](cusim::Warp& warp) {
-    float a[16][8];
-    float b[8][8];  // transposed
-    float c[16][8];
-    for (int l = 0; l < static_cast<int>(cusim::kWarpSize); l++) {
-      const Arguments& lane = *static_cast<Arguments*>(warp.lanes[l]->arguments);
-      const int g = l / 4;
-      const int t = l % 4;
-      for (int i = 0; i < 4; i++) {
-        a[g + 8 * (i % 2)][t + 4 * (i / 2)] = cusim::cut_to_tf32(lane.a[i]);
-        c[g + 8 * (i / 2)][2 * t + i % 2] = lane.d[i];
-      }
-      for (int i = 0; i < 2; i++) b[g][t + 4 * i] = cusim::cut_to_tf32(lane.b[i]);
-    }
-    cusim::multiply_accumulate(a, b, c, cusim::Launch::running->options.math);
-    for (int l = 0; l < static_cast<int>(cusim::kWarpSize); l++) {
-      const Arguments& lane = *static_cast<Arguments*>(warp.lanes[l]->arguments);
-      for (int i = 0; i < 4; i++) lane.d[i] = c[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
-    }
-    cusim::Launch::running->report.counters.mma++;
-  });
+  const auto place = [](float value, float* row, int half, int t) { row[t + 4 * half] = cusim::cut_to_tf32(value); };
+  cusim::multiply<8>(cusim::WarpOperation::mma_tf32, d, a, b0, b1, place, site);
 }
 
 float exp2_approx(float x) {
